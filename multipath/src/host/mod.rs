@@ -1,0 +1,205 @@
+//! The seam to the host's kernel: device-mapper, SCSI generic, sysfs and block devices, each as a small trait.
+//!
+//! Everything here is *blocking*: a call may sleep for as long as a dead path pleases (an SG_IO to a blocked device
+//! ignores its own timeout and SIGKILL). Call it only through [`crate::worker`], never on an async worker thread.
+//! The real side lives in [`kernel`], the simulated one in [`sim`] (feature `sim`).
+
+use std::{fmt, io, str::FromStr, sync::Arc};
+
+pub mod kernel;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
+
+/// A block device number. Displays as `major:minor`, the form of sysfs `dev` attributes and of dm tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DevNo {
+    /// Major number.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+}
+
+impl fmt::Display for DevNo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+/// Text that is not `major:minor` in decimal.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("`{0}` is not a device number of the form major:minor")]
+pub struct DevNoError(pub String);
+
+impl FromStr for DevNo {
+    type Err = DevNoError;
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let parse = |t: &str| t.bytes().all(|b| b.is_ascii_digit()).then(|| t.parse().ok()).flatten();
+        s.split_once(':')
+            .and_then(|(a, b)| Some(Self { major: parse(a)?, minor: parse(b)? }))
+            .ok_or_else(|| DevNoError(s.to_owned()))
+    }
+}
+
+/// One line of a device-mapper table or status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetLine {
+    /// First sector, in units of 512 bytes.
+    pub start: u64,
+    /// Length in sectors of 512 bytes.
+    pub length: u64,
+    /// Target type, for example `multipath`.
+    pub target: String,
+    /// The target's own parameters or status.
+    pub params: String,
+}
+
+/// What the kernel says of one device-mapper device (DM_DEV_STATUS).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DmInfo {
+    /// Device name.
+    pub name: String,
+    /// Device uuid; empty when it has none.
+    pub uuid: String,
+    /// Its block device number.
+    pub devno: DevNo,
+    /// I/O is suspended.
+    pub suspended: bool,
+    /// Opened read-only.
+    pub read_only: bool,
+    /// A live table is present.
+    pub live_table: bool,
+    /// A loaded table waits for a resume.
+    pub inactive_table: bool,
+    /// A deferred remove is pending.
+    pub deferred_remove: bool,
+    /// How many times it is open.
+    pub open_count: u32,
+    /// Event counter.
+    pub event_nr: u32,
+}
+
+/// A refused device-mapper call.
+#[derive(Debug, thiserror::Error)]
+#[error("device-mapper {operation} on {device}")]
+pub struct DmError {
+    /// What was asked, as dm-ioctl.h spells it without the prefix: `TABLE_LOAD`.
+    pub operation: &'static str,
+    /// Name of the device.
+    pub device: String,
+    /// The kernel's answer; `raw_os_error` is set when it came from the ioctl.
+    #[source]
+    pub source: io::Error,
+}
+
+impl DmError {
+    /// True when the kernel said that there is no such device.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        self.source.raw_os_error() == Some(nix::libc::ENXIO)
+    }
+    /// True when the device is held open or suspended.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.source.raw_os_error() == Some(nix::libc::EBUSY)
+    }
+}
+
+/// Device-mapper: the low-level calls that a map's life needs. Devices are addressed by name.
+pub trait DeviceMapper: Send + Sync {
+    /// All devices: DM_LIST_DEVICES, then their uuid and state.
+    fn list(&self) -> Result<Vec<DmInfo>, DmError>;
+    /// DM_DEV_CREATE: a device without a table.
+    fn create(&self, name: &str, uuid: &str) -> Result<DmInfo, DmError>;
+    /// DM_TABLE_LOAD into the inactive slot.
+    fn load(&self, name: &str, table: &[TargetLine], read_only: bool) -> Result<(), DmError>;
+    /// DM_TABLE_CLEAR of the inactive slot.
+    fn clear(&self, name: &str) -> Result<(), DmError>;
+    /// DM_DEV_SUSPEND without DM_SUSPEND: swaps an inactive table in and runs I/O. `flush` false: NOFLUSH, SKIP_LOCKFS.
+    fn resume(&self, name: &str, flush: bool) -> Result<(), DmError>;
+    /// DM_DEV_STATUS; `None` when there is no such device.
+    fn info(&self, name: &str) -> Result<Option<DmInfo>, DmError>;
+    /// DM_TABLE_STATUS with DM_STATUS_TABLE: the live table.
+    fn table(&self, name: &str) -> Result<Vec<TargetLine>, DmError>;
+    /// DM_TABLE_STATUS: the live status.
+    fn status(&self, name: &str) -> Result<Vec<TargetLine>, DmError>;
+    /// DM_TARGET_MSG to sector 0.
+    fn message(&self, name: &str, message: &str) -> Result<(), DmError>;
+    /// DM_DEV_REMOVE.
+    fn remove(&self, name: &str) -> Result<(), DmError>;
+}
+
+/// A SCSI command that gave no data.
+#[derive(Debug, thiserror::Error)]
+pub enum ScsiError {
+    /// The ioctl or the open failed.
+    #[error("SG_IO to {device}")]
+    Io {
+        /// Kernel name of the device.
+        device: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The command came back with a bad status.
+    #[error("{device}: status {status:#04x}, host {host:#06x}, driver {driver:#06x}, sense {sense}")]
+    Status {
+        /// Kernel name of the device.
+        device: String,
+        /// SAM status byte.
+        status: u8,
+        /// `DID_*` of scsi_status.h.
+        host: u16,
+        /// Driver status.
+        driver: u16,
+        /// Sense as `key/asc/ascq` in hexadecimal; `none` without sense data.
+        sense: String,
+    },
+}
+
+/// SCSI pass-through to one `sd` device (SG_IO).
+pub trait Scsi: Send + Sync {
+    /// INQUIRY with EVPD: the whole page with its header (SPC-6 6.7.2).
+    fn inquiry_vpd(&self, device: &str, page: u8) -> Result<Vec<u8>, ScsiError>;
+    /// TEST UNIT READY (SPC-6 6.53). Unit attentions are returned, not swallowed.
+    fn test_unit_ready(&self, device: &str) -> Result<(), ScsiError>;
+}
+
+/// sysfs, by paths relative to its root (`/sys`).
+pub trait Sysfs: Send + Sync {
+    /// An attribute's text without the trailing newline.
+    fn read(&self, path: &str) -> io::Result<String>;
+    /// Writes an attribute.
+    fn write(&self, path: &str, value: &str) -> io::Result<()>;
+    /// Names in a directory, sorted.
+    fn list(&self, path: &str) -> io::Result<Vec<String>>;
+    /// Where a link (or a path through links) ends, relative to the sysfs root.
+    fn canonical(&self, path: &str) -> io::Result<String>;
+    /// True when the path exists, following links.
+    fn exists(&self, path: &str) -> bool;
+}
+
+/// Block devices by number, through nodes that need no udev.
+pub trait BlockDevices: Send + Sync {
+    /// A path of a device node for this number that this process (and the programs it starts) can open. It makes the
+    /// node in the plugin's own directory when `/dev` has none.
+    fn node(&self, devno: DevNo, kernel_name: &str) -> io::Result<std::path::PathBuf>;
+    /// Size in bytes (BLKGETSIZE64).
+    fn size_bytes(&self, devno: DevNo, kernel_name: &str) -> io::Result<u64>;
+    /// Writes dirty pages and drops the cache (fsync and BLKFLSBUF).
+    fn flush(&self, devno: DevNo, kernel_name: &str) -> io::Result<()>;
+    /// Reads `length` bytes at `offset`, past the page cache where that is possible.
+    fn read_at(&self, devno: DevNo, kernel_name: &str, offset: u64, length: usize) -> io::Result<Vec<u8>>;
+}
+
+/// The host's kernel, as far as multipathing needs it.
+#[derive(Clone)]
+pub struct Host {
+    /// Device-mapper.
+    pub dm: Arc<dyn DeviceMapper>,
+    /// SCSI pass-through.
+    pub scsi: Arc<dyn Scsi>,
+    /// sysfs.
+    pub sysfs: Arc<dyn Sysfs>,
+    /// Block devices.
+    pub block: Arc<dyn BlockDevices>,
+}
