@@ -1,0 +1,44 @@
+# Two commands do everything on a fresh Debian 12 machine with Rust and Go, as root: `make demo` and `make test`.
+SHELL := /bin/bash
+export STORAGELINK_CACHE ?= $(HOME)/.cache/storagelink-csi
+LAB := target/debug/lab
+DENY := $(STORAGELINK_CACHE)/cargo-deny-0.20.2/bin/cargo-deny
+
+.DEFAULT_GOAL := help
+.PHONY: help deps build fmt lint unit check lab demo test clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+deps: ## install missing Debian packages
+	@hack/install-deps.sh
+
+build: deps ## build every crate and program
+	cargo build --locked --workspace --all-targets
+
+fmt: ## format the sources
+	cargo fmt --all
+
+lint: deps ## rustfmt, clippy, licences and bans of dependencies
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	@hack/install-tools.sh $(STORAGELINK_CACHE) cargo-deny
+	$(DENY) --offline check --hide-inclusion-graph bans licenses sources
+
+unit: deps ## pure and simulated-host tests
+	cargo test --locked --workspace
+
+check: lint unit ## everything that needs no lab
+
+lab: build ## the suites on real kernels
+	@hack/install-tools.sh $(STORAGELINK_CACHE) csi-sanity
+	$(LAB) suite all
+
+demo: deps ## the main job on a real kernel, to watch
+	cargo build --locked --workspace
+	$(LAB) demo
+
+test: check lab ## everything: lint, unit, simulated host, lab suites
+
+clean: ## remove what was built (the cache outside the checkout stays)
+	cargo clean
