@@ -1,1 +1,3 @@
-//! placeholder
+//! The CSI driver: controller and node plugin.
+
+pub mod programs;
