@@ -1,0 +1,1 @@
+//! The CSI Identity service: name, version, capabilities, readiness.

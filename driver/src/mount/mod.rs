@@ -1,0 +1,1 @@
+//! Mounts and file systems: mount points, formatting of what is blank, checks. It never chooses a device.

@@ -1,0 +1,1 @@
+//! The CSI Node service: stages, publishes and expands volumes on this host. It never calls the gateway.
