@@ -1,1 +1,25 @@
-//! placeholder
+//! The lab: real kernels in QEMU guests, a SAN of two fabrics between them, and the suites that run on it.
+//!
+//! # Layout
+//!
+//! - `isolate`: the namespaces everything runs in, so that nothing can be left behind
+//! - `artifacts`: the guest kernel and the initramfs, made once
+//! - `net`, `qemu`, `qmp`, `guest`, `lab`: fabrics, guests, and the lab made of them
+//! - `agent`: what runs inside a guest (binary `lab-agent`)
+//! - `roles`: a guest as array, a guest as node
+//! - `writer`: the checksummed writer (binary `lab-writer`)
+//! - `suites`: what is proved; `demo`: the main job to watch
+
+pub mod agent;
+pub mod artifacts;
+pub mod check;
+pub mod cpio;
+pub mod guest;
+pub mod isolate;
+pub mod lab;
+pub mod net;
+pub mod programs;
+pub mod qemu;
+pub mod qmp;
+pub mod report;
+pub mod wait;

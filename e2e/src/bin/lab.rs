@@ -1,0 +1,73 @@
+//! The lab's command line: `lab check`, `lab suite <name>|all`, `lab demo`.
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+use storagelink_e2e::{
+    artifacts::{self, Artifacts},
+    check, isolate,
+    lab::Places,
+};
+
+#[derive(Parser)]
+#[command(
+    version,
+    about = "Boots real kernels, two fabrics and an array, and runs the suites on them"
+)]
+struct Arguments {
+    /// Kernel package to boot [default: what linux-image-amd64 depends on]
+    #[arg(long, global = true)]
+    kernel: Option<String>,
+    /// Directory of the programs under test [default: this program's]
+    #[arg(long, global = true)]
+    programs: Option<std::path::PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boot two guests and prove that fabrics can be cut and healed
+    Check,
+}
+
+#[allow(clippy::print_stderr, reason = "a command-line program")]
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let Some(state) = isolate::handed_over() else {
+        let artifacts = artifacts::prepare(&artifacts::cache_directory(), arguments.kernel.as_deref())?;
+        return isolate::enter(&serde_json::to_string(&artifacts).context("write the lab's state")?);
+    };
+    isolate::settle()?;
+    let artifacts: Artifacts = serde_json::from_str(&state).context("read the lab's state")?;
+    let mut places = Places::beside_this_program()?;
+    if let Some(programs) = &arguments.programs {
+        places.programs = programs
+            .canonicalize()
+            .with_context(|| format!("--programs {}", programs.display()))?;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let passed = runtime.block_on(async {
+        match arguments.command {
+            Command::Check => check::run(&artifacts, &places).await,
+        }
+    })?;
+    Ok(if passed {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
