@@ -24,7 +24,7 @@
 
 use std::error::Error;
 
-use tonic::Code;
+use tonic::{Code, Status};
 
 /// The CSI calls that lead to the gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +85,17 @@ pub fn csi_code(rpc: Rpc, answer: Code) -> Code {
         | Code::PermissionDenied
         | Code::DataLoss => answer,
     }
+}
+
+/// An error of an operation that knows its code.
+pub trait Coded: Error {
+    /// The code for the caller.
+    fn code(&self) -> Code;
+}
+
+/// What the caller gets: the code, and the error with all its sources in one line.
+pub fn status(error: &impl Coded) -> Status {
+    Status::new(error.code(), chain(error))
 }
 
 /// An error and all its sources in one line. Only for the edge: the text of a status, a line of the log.

@@ -6,12 +6,14 @@
 //! - [`identity`]: the CSI Identity service, common to both subcommands.
 //! - [`controller`], [`gateway`], [`parameters`]: the array side; keeps no state.
 //! - [`node`], [`attach`], [`mount`], [`programs`]: the host side.
+//! - [`fields`]: checks of the fields of a request.
 //! - [`ids`], [`publish_context`]: the strings that travel between both sides.
 //! - [`codes`]: which gRPC code an answer of the gateway becomes.
 
 pub mod attach;
 pub mod codes;
 pub mod controller;
+pub mod fields;
 pub mod gateway;
 pub mod identity;
 pub mod ids;

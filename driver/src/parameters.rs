@@ -1,1 +1,260 @@
 //! The parameters of a StorageClass: a closed set, checked before anything else happens.
+//!
+//! A key that is not known is refused by its name, so that a typing error never becomes a default.
+
+use std::collections::{BTreeMap, HashMap};
+
+use storagelink_proto::storagelink::v1::ProvisionType;
+
+use crate::fields::{self, FieldError, MAX_STRING_BYTES};
+
+/// The keys that a StorageClass may hold.
+pub const KEYS: [&str; 6] = [
+    "target",
+    "port",
+    "system",
+    "aggregate",
+    "protocol",
+    "provisionType",
+];
+/// The keys that external-provisioner adds by itself (`--extra-create-metadata`, `--default-fstype`).
+const PROVISIONER_KEYS: [&str; 4] = [
+    "csi.storage.k8s.io/pvc/name",
+    "csi.storage.k8s.io/pvc/namespace",
+    "csi.storage.k8s.io/pv/name",
+    "csi.storage.k8s.io/fstype",
+];
+const FS_TYPE: &str = "csi.storage.k8s.io/fstype";
+
+/// The file systems that the node can make.
+pub const FS_TYPES: [&str; 3] = ["ext4", "xfs", "btrfs"];
+
+/// Which aggregate a volume is made in. Choosing is only ever done on an explicit wish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AggregateChoice {
+    /// The one with this name.
+    Named(String),
+    /// The first in this order in which the volume fits.
+    Ordered(Vec<String>),
+    /// The one with the most free space in which the volume fits.
+    Auto,
+}
+
+impl AggregateChoice {
+    /// The names that are given.
+    pub fn names(&self) -> &[String] {
+        match self {
+            Self::Named(name) => std::slice::from_ref(name),
+            Self::Ordered(names) => names,
+            Self::Auto => &[],
+        }
+    }
+
+    /// Whether a volume in this aggregate is what was asked for.
+    pub fn allows(&self, aggregate: &str) -> bool {
+        *self == Self::Auto || self.names().iter().any(|name| name == aggregate)
+    }
+}
+
+/// Checked parameters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parameters {
+    /// The gateway's host, when it is not the configured one.
+    pub target: Option<String>,
+    /// The gateway's port, when it is not the configured one.
+    pub port: Option<u16>,
+    /// The storage system.
+    pub system: Option<String>,
+    /// The aggregate.
+    pub aggregate: Option<AggregateChoice>,
+    /// Thin when not given.
+    pub provision_type: ProvisionType,
+    /// What external-provisioner said about the claim; stored with the volume on the array, for people.
+    pub claim: BTreeMap<String, String>,
+}
+
+impl Parameters {
+    /// Checks the map.
+    pub fn parse(map: &HashMap<String, String>) -> Result<Self, FieldError> {
+        fields::map("parameters", map)?;
+        let mut unknown: Vec<&str> = map
+            .keys()
+            .map(String::as_str)
+            .filter(|key| !KEYS.contains(key) && !PROVISIONER_KEYS.contains(key))
+            .collect();
+        unknown.sort_unstable();
+        if !unknown.is_empty() {
+            let problem = format!("unknown: {}; known are {}", unknown.join(", "), KEYS.join(", "));
+            return Err(FieldError::new("parameters", problem));
+        }
+        let get = |key: &'static str, field: &'static str| match map.get(key) {
+            Some(value) => fields::text(field, value, MAX_STRING_BYTES).map(|()| Some(value.clone())),
+            None => Ok(None),
+        };
+        let target = get("target", "parameters[target]")?;
+        let port = match get("port", "parameters[port]")? {
+            Some(text) => Some(port("parameters[port]", &text)?),
+            None => None,
+        };
+        match get("protocol", "parameters[protocol]")?.as_deref() {
+            None | Some("auto" | "iscsi") => {}
+            Some(other) => {
+                let problem = format!("{other:?} is not iscsi or auto (nodes attach over iSCSI only)");
+                return Err(FieldError::new("parameters[protocol]", problem));
+            }
+        }
+        let provision_type = match get("provisionType", "parameters[provisionType]")?.as_deref() {
+            None | Some("thin") => ProvisionType::Thin,
+            Some("thick") => ProvisionType::Thick,
+            Some(other) => {
+                let problem = format!("{other:?} is not thin or thick");
+                return Err(FieldError::new("parameters[provisionType]", problem));
+            }
+        };
+        if let Some(fs_type) = map.get(FS_TYPE) {
+            check_fs_type("parameters[csi.storage.k8s.io/fstype]", fs_type)?;
+        }
+        let claim = PROVISIONER_KEYS
+            .iter()
+            .filter(|key| **key != FS_TYPE)
+            .filter_map(|key| map.get(*key).map(|value| ((*key).to_owned(), value.clone())))
+            .collect();
+        Ok(Self {
+            target,
+            port,
+            system: get("system", "parameters[system]")?,
+            // Its names have their own limit, so only the whole map bounds an order.
+            aggregate: map.get("aggregate").map(|text| aggregate(text)).transpose()?,
+            provision_type,
+            claim,
+        })
+    }
+}
+
+/// A port of 1 to 65535 in plain decimal.
+pub fn port(field: &'static str, text: &str) -> Result<u16, FieldError> {
+    match text.parse::<u16>() {
+        Ok(port) if port > 0 && text.bytes().all(|b| b.is_ascii_digit()) => Ok(port),
+        _ => Err(FieldError::new(field, "is not a port of 1 to 65535")),
+    }
+}
+
+/// A file system that the node can make; empty leaves the choice to the node.
+pub fn check_fs_type(field: &'static str, fs_type: &str) -> Result<(), FieldError> {
+    if fs_type.is_empty() || FS_TYPES.contains(&fs_type) {
+        return Ok(());
+    }
+    Err(FieldError::new(
+        field,
+        format!("{fs_type:?} is not one of {}", FS_TYPES.join(", ")),
+    ))
+}
+
+/// How a provision type is written in parameters and in the volume context.
+pub fn provision_type_name(provision_type: ProvisionType) -> &'static str {
+    match provision_type {
+        ProvisionType::Thick => "thick",
+        ProvisionType::Thin | ProvisionType::Unspecified => "thin",
+    }
+}
+
+fn aggregate(text: &str) -> Result<AggregateChoice, FieldError> {
+    const FIELD: &str = "parameters[aggregate]";
+    if text == "auto" {
+        return Ok(AggregateChoice::Auto);
+    }
+    let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
+    for (i, name) in names.iter().enumerate() {
+        fields::text(FIELD, name, MAX_STRING_BYTES)?;
+        if names[..i].contains(name) {
+            return Err(FieldError::new(FIELD, format!("names {name:?} twice")));
+        }
+        if name == "auto" {
+            return Err(FieldError::new(FIELD, "auto stands alone"));
+        }
+    }
+    Ok(match <[String; 1]>::try_from(names) {
+        Ok([name]) => AggregateChoice::Named(name),
+        Err(names) => AggregateChoice::Ordered(names),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(pairs: &[(&str, &str)]) -> Result<Parameters, FieldError> {
+        Parameters::parse(
+            &pairs
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect(),
+        )
+    }
+
+    #[test]
+    fn everything_that_is_known() {
+        let parameters = parse(&[
+            ("target", "array.example"),
+            ("port", "1234"),
+            ("system", "lab"),
+            ("aggregate", "fast, slow"),
+            ("protocol", "iscsi"),
+            ("provisionType", "thick"),
+            ("csi.storage.k8s.io/pvc/name", "data"),
+            ("csi.storage.k8s.io/fstype", "xfs"),
+        ])
+        .unwrap();
+        assert_eq!(parameters.target.as_deref(), Some("array.example"));
+        assert_eq!(parameters.port, Some(1234));
+        assert_eq!(parameters.system.as_deref(), Some("lab"));
+        assert_eq!(
+            parameters.aggregate,
+            Some(AggregateChoice::Ordered(vec![
+                "fast".to_owned(),
+                "slow".to_owned()
+            ]))
+        );
+        assert_eq!(parameters.provision_type, ProvisionType::Thick);
+        assert_eq!(parameters.claim.len(), 1);
+        let none = parse(&[]).unwrap();
+        assert_eq!(
+            (none.system, none.aggregate, none.provision_type),
+            (None, None, ProvisionType::Thin)
+        );
+        let auto = parse(&[("aggregate", "auto")]).unwrap().aggregate.unwrap();
+        assert!(auto.allows("any") && auto.names().is_empty());
+        let named = parse(&[("aggregate", "fast")]).unwrap().aggregate.unwrap();
+        assert!(named.allows("fast") && !named.allows("slow"));
+    }
+
+    #[test]
+    fn every_refusal_names_its_key() {
+        let long = "x".repeat(129);
+        for (key, value) in [
+            ("target", ""),
+            ("target", &long),
+            ("port", "0"),
+            ("port", "65536"),
+            ("port", "+1"),
+            ("port", "iscsi"),
+            ("system", ""),
+            ("system", "a\tb"),
+            ("system", &long),
+            ("aggregate", ""),
+            ("aggregate", "a,"),
+            ("aggregate", "a,a"),
+            ("aggregate", "a,auto"),
+            ("aggregate", &long),
+            ("protocol", "fc"),
+            ("protocol", "ISCSI"),
+            ("provisionType", "thickest"),
+            ("csi.storage.k8s.io/fstype", "ntfs"),
+            ("agregate", "typo"),
+            ("csi.storage.k8s.io/other", "x"),
+        ] {
+            let error = parse(&[(key, value)]).unwrap_err();
+            assert!(error.to_string().contains(key), "{key}={value}: {error}");
+        }
+    }
+}
