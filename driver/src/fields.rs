@@ -139,7 +139,7 @@ pub fn human(bytes: u64) -> String {
         return format!("{bytes} B");
     }
     let power = usize::min((63 - bytes.leading_zeros() as usize) / 10, UNITS.len());
-    let tenths = u128::from(bytes) * 10 >> (10 * power);
+    let tenths = (u128::from(bytes) * 10) >> (10 * power);
     let unit = UNITS[power - 1];
     match tenths % 10 {
         0 => format!("{} {unit}", tenths / 10),
