@@ -12,6 +12,7 @@ mod expand;
 mod list;
 mod offers;
 mod publish;
+mod run;
 mod validate;
 
 use storagelink_proto::csi::v1::controller_server::{Controller, ControllerServer};
@@ -33,6 +34,7 @@ use crate::ids::VolumeId;
 use crate::server::note_volume;
 
 pub use capabilities::CAPABILITIES;
+pub use run::{Args, run};
 
 /// The service.
 #[derive(Clone)]

@@ -1,12 +1,7 @@
 //! The client of the gateway: TLS, password, deadlines, one connection per gateway. It keeps no volume state.
 //!
-//! - [`config`]: `controller.toml`.
-//! - [`tls`]: which certificate is believed.
-//! - [`connect`]: TCP and TLS, with errors that can be told apart.
-//! - [`client`]: the calls.
-//! - [`error`]: what can go wrong.
-//!
-//! [`Gateways`] decides which gateway a request means and whose password it uses.
+//! [`config`] reads `controller.toml`; [`tls`] says which certificate is believed; [`connect`] makes connections whose
+//! errors can be told apart; [`client`] has the calls, and [`error`] what can go wrong with them. [`Gateways`] decides which gateway a request means and whose password it uses.
 
 pub mod client;
 pub mod config;

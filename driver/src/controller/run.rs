@@ -1,0 +1,51 @@
+//! The subcommand `controller`: reads the configuration, serves, stops.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+
+use super::ControllerService;
+use crate::codes::{chain, status};
+use crate::gateway::{Config, Deadlines, Gateways};
+use crate::identity::IdentityService;
+use crate::server::{Services, serve, termination};
+
+/// The command line of `storagelink-csi controller`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Where the CSI sidecars connect: unix:///<absolute path>.
+    #[arg(long, env = "CSI_ENDPOINT")]
+    pub endpoint: String,
+    /// The file controller.toml: which gateway, its certificate, user and password file.
+    #[arg(long)]
+    pub config: PathBuf,
+}
+
+/// Runs until SIGTERM. Everything that is wrong with the configuration is found before the socket appears.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let stop = termination().context("signals")?;
+    let config = Config::load(&args.config).context("configuration")?;
+    let gateways = Gateways::new(config, Deadlines::default()).context("configuration")?;
+    // Only for the log: a gateway that is away must not keep the controller from starting.
+    let greeting = tokio::spawn(greet(gateways.clone()));
+    let services = Services::new()
+        .with(IdentityService::server())
+        .with(ControllerService::new(gateways).server());
+    let served = serve(&args.endpoint, services, stop).await;
+    greeting.abort();
+    Ok(served?)
+}
+
+async fn greet(gateways: Gateways) {
+    let client = match gateways.configured().await {
+        Ok(client) => client,
+        Err(error) => {
+            tracing::warn!(error = status(&error).message(), "no gateway");
+            return;
+        }
+    };
+    match client.version().await {
+        Ok(version) => tracing::info!(gateway = %client.endpoint(), version, "gateway answers"),
+        Err(error) => tracing::warn!(error = chain(&error), "gateway does not answer"),
+    }
+}
