@@ -6,6 +6,8 @@
 
 use std::{fmt, io, str::FromStr, sync::Arc};
 
+use crate::sense::Sense;
+
 pub mod kernel;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
@@ -33,9 +35,19 @@ pub struct DevNoError(pub String);
 impl FromStr for DevNo {
     type Err = DevNoError;
     fn from_str(s: &str) -> Result<Self, Self::Err> {
-        let parse = |t: &str| t.bytes().all(|b| b.is_ascii_digit()).then(|| t.parse().ok()).flatten();
+        let parse = |t: &str| {
+            t.bytes()
+                .all(|b| b.is_ascii_digit())
+                .then(|| t.parse().ok())
+                .flatten()
+        };
         s.split_once(':')
-            .and_then(|(a, b)| Some(Self { major: parse(a)?, minor: parse(b)? }))
+            .and_then(|(a, b)| {
+                Some(Self {
+                    major: parse(a)?,
+                    minor: parse(b)?,
+                })
+            })
             .ok_or_else(|| DevNoError(s.to_owned()))
     }
 }
@@ -141,7 +153,7 @@ pub enum ScsiError {
         source: io::Error,
     },
     /// The command came back with a bad status.
-    #[error("{device}: status {status:#04x}, host {host:#06x}, driver {driver:#06x}, sense {sense}")]
+    #[error("{device}: status {status:#04x}, host {host:#06x}, driver {driver:#06x}, sense {}", Shown(*sense))]
     Status {
         /// Kernel name of the device.
         device: String,
@@ -151,9 +163,28 @@ pub enum ScsiError {
         host: u16,
         /// Driver status.
         driver: u16,
-        /// Sense as `key/asc/ascq` in hexadecimal; `none` without sense data.
-        sense: String,
+        /// Sense data, if there were any.
+        sense: Option<Sense>,
     },
+}
+
+struct Shown(Option<Sense>);
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(sense) => sense.fmt(f),
+            None => f.write_str("none"),
+        }
+    }
+}
+
+impl ScsiError {
+    /// The device only says that something changed; the command may be sent again.
+    #[must_use]
+    pub fn is_unit_attention(&self) -> bool {
+        matches!(self, Self::Status { sense: Some(sense), .. } if sense.is_unit_attention())
+    }
 }
 
 /// SCSI pass-through to one `sd` device (SG_IO).

@@ -1,0 +1,349 @@
+//! Building, extending and resizing a map. Blocking; runs on a worker thread under the volume's lock.
+//!
+//! Rules of the kernel that decide the order here (drivers/md/dm-mpath.c, dm-ioctl.c; measured on 6.1 and 6.12):
+//! - a table swap waits for the I/O of the old table: never swap while a path has I/O that does not come back;
+//! - a swap that the kernel refuses leaves the map suspended; a second plain resume brings the old table back;
+//! - every swap makes failed paths active again: their marks are sent again at once.
+
+use std::collections::BTreeMap;
+
+use super::{BuildError, Map, MapSpec, ProvenPath, view};
+use crate::{
+    Host, ScsiDisk, Wwid,
+    host::{DevNo, DmError, TargetLine},
+    names, scsi_device,
+    status::MultipathStatus,
+    table::MultipathTable,
+};
+
+/// A map being changed.
+struct Change<'a> {
+    host: &'a Host,
+    name: &'a str,
+}
+
+impl Change<'_> {
+    fn kernel(&self) -> impl Fn(DmError) -> BuildError + '_ {
+        |source| BuildError::Kernel {
+            name: self.name.to_owned(),
+            source,
+        }
+    }
+
+    fn line(&self, size_bytes: u64, paths: &[DevNo]) -> TargetLine {
+        TargetLine {
+            start: 0,
+            length: size_bytes / 512,
+            target: "multipath".to_owned(),
+            params: MultipathTable::round_robin(paths.iter().copied()).to_string(),
+        }
+    }
+
+    /// Paths of the live table.
+    fn paths(&self) -> Result<Vec<DevNo>, BuildError> {
+        let table = self.host.dm.table(self.name).map_err(self.kernel())?;
+        let Some(line) = table.first() else {
+            return Ok(vec![]);
+        };
+        let table: MultipathTable = line.params.parse().map_err(|source| BuildError::Table {
+            name: self.name.to_owned(),
+            source,
+        })?;
+        Ok(table.paths().collect())
+    }
+
+    /// Paths that the target has failed.
+    fn failed(&self) -> Result<Vec<DevNo>, BuildError> {
+        let status = self.host.dm.status(self.name).map_err(self.kernel())?;
+        let Some(line) = status.first() else {
+            return Ok(vec![]);
+        };
+        let status: MultipathStatus = line.params.parse().map_err(|source| BuildError::Table {
+            name: self.name.to_owned(),
+            source,
+        })?;
+        Ok(status
+            .paths()
+            .filter(|path| !path.active)
+            .map(|path| path.devno)
+            .collect())
+    }
+
+    /// Puts a new table in place of the live one, without flushing what is queued.
+    fn swap(&self, size_bytes: u64, paths: &[DevNo], read_only: bool) -> Result<(), BuildError> {
+        let failed = self.failed()?;
+        self.host
+            .dm
+            .load(self.name, &[self.line(size_bytes, paths)], read_only)
+            .map_err(self.kernel())?;
+        if let Err(error) = self.host.dm.resume(self.name, false) {
+            // The old table is still there, suspended: run it again, whatever else fails.
+            let revived = self.host.dm.resume(self.name, false);
+            let cleared = self.host.dm.clear(self.name);
+            if let Err(error) = revived.and(cleared) {
+                tracing::error!(dm.name = self.name, %error, "the map could not be brought back after a refused table");
+            }
+            return Err(self.kernel()(error));
+        }
+        for devno in failed.into_iter().filter(|devno| paths.contains(devno)) {
+            if let Err(error) = self.host.dm.message(self.name, &format!("fail_path {devno}")) {
+                tracing::warn!(dm.name = self.name, path = %devno, %error, "cannot mark the path as failed again");
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses while a path of the live table holds I/O. Answers the disks that are still there.
+    fn reloadable(&self, paths: &[DevNo]) -> Result<Vec<ScsiDisk>, BuildError> {
+        let mut disks = Vec::new();
+        for devno in paths {
+            // A disk that is gone has given its I/O back.
+            let Some(disk) = scsi_device::find_by_devno(self.host, *devno) else {
+                continue;
+            };
+            if disk.is_blocked() {
+                return Err(BuildError::PathBlocked {
+                    name: self.name.to_owned(),
+                    devno: *devno,
+                    device: disk.name,
+                    state: disk.state,
+                });
+            }
+            disks.push(disk);
+        }
+        Ok(disks)
+    }
+}
+
+/// Runs a suspended map again and drops a table that was never swapped in.
+pub(super) fn settle(host: &Host, name: &str) -> Result<(), BuildError> {
+    let change = Change { host, name };
+    let Some(info) = host.dm.info(name).map_err(change.kernel())? else {
+        return Ok(());
+    };
+    // First: a resume would swap the inactive table in.
+    if info.inactive_table {
+        host.dm.clear(name).map_err(change.kernel())?;
+    }
+    if info.suspended && info.live_table {
+        host.dm.resume(name, false).map_err(change.kernel())?;
+    }
+    Ok(())
+}
+
+pub(super) fn build(host: &Host, spec: &MapSpec, paths: &[ProvenPath]) -> Result<Map, BuildError> {
+    if paths.is_empty() {
+        return Err(BuildError::NoPath {
+            wwid: spec.wwid.clone(),
+        });
+    }
+    let uuid = names::map_uuid(&spec.wwid);
+    check(host, &spec.wwid, paths, &uuid)?;
+    let name = names::map_name(&spec.volume);
+    let change = Change { host, name: &name };
+    let existing = host.dm.list().map_err(change.kernel())?;
+    if let Some(other) = existing
+        .iter()
+        .find(|info| info.uuid == uuid && info.name != name)
+    {
+        return Err(BuildError::OtherVolume {
+            wwid: spec.wwid.clone(),
+            name: other.name.clone(),
+            wanted: name,
+        });
+    }
+    if let Some(other) = existing
+        .iter()
+        .find(|info| info.name == name && info.uuid != uuid)
+    {
+        return Err(BuildError::OtherIdentity {
+            name,
+            uuid: other.uuid.clone(),
+        });
+    }
+    let mut devnos: Vec<DevNo> = Vec::new();
+    for path in paths {
+        if !devnos.contains(&path.disk.devno) {
+            devnos.push(path.disk.devno);
+        }
+    }
+    let size_bytes = paths[0].disk.size_bytes;
+    let known = existing.iter().any(|info| info.name == name);
+    if known {
+        settle(host, &name)?;
+    }
+    let live = known
+        && host
+            .dm
+            .info(&name)
+            .map_err(change.kernel())?
+            .is_some_and(|info| info.live_table);
+    if live {
+        extend(&change, paths)?;
+    } else {
+        if !known {
+            host.dm.create(&name, &uuid).map_err(change.kernel())?;
+        }
+        let started = host
+            .dm
+            .load(&name, &[change.line(size_bytes, &devnos)], spec.read_only)
+            .and_then(|()| host.dm.resume(&name, false));
+        if let Err(error) = started {
+            // An empty device is of no use to anybody and would keep the name.
+            if let Err(error) = host.dm.remove(&name) {
+                tracing::warn!(dm.name = name, %error, "cannot remove the map that could not be started");
+            }
+            return Err(change.kernel()(error));
+        }
+    }
+    find(host, &spec.wwid)
+}
+
+pub(super) fn join(host: &Host, wwid: &Wwid, path: &ProvenPath) -> Result<Map, BuildError> {
+    let map = find(host, wwid)?;
+    let paths = std::slice::from_ref(path);
+    check(host, wwid, paths, &map.uuid)?;
+    if path.disk.size_bytes != map.size_bytes {
+        return Err(BuildError::Sizes {
+            wwid: wwid.clone(),
+            sizes: format!(
+                "map {} bytes, {} {} bytes",
+                map.size_bytes, path.disk.name, path.disk.size_bytes
+            ),
+        });
+    }
+    extend(
+        &Change {
+            host,
+            name: &map.name,
+        },
+        paths,
+    )?;
+    find(host, wwid)
+}
+
+/// Brings proven paths into the live table, and drops those whose disk is gone.
+fn extend(change: &Change<'_>, proven: &[ProvenPath]) -> Result<(), BuildError> {
+    let old = change.paths()?;
+    let mut wanted: Vec<DevNo> = old
+        .iter()
+        .copied()
+        .filter(|devno| scsi_device::find_by_devno(change.host, *devno).is_some())
+        .collect();
+    for path in proven {
+        if !wanted.contains(&path.disk.devno) {
+            wanted.push(path.disk.devno);
+        }
+    }
+    if wanted == old {
+        return Ok(());
+    }
+    change.reloadable(&old)?;
+    let info = change.host.dm.info(change.name).map_err(change.kernel())?;
+    let size: u64 = change
+        .host
+        .dm
+        .table(change.name)
+        .map_err(change.kernel())?
+        .iter()
+        .map(|line| line.length * 512)
+        .sum();
+    change.swap(size, &wanted, info.is_some_and(|info| info.read_only))
+}
+
+pub(super) fn resize(host: &Host, wwid: &Wwid) -> Result<u64, BuildError> {
+    let map = find(host, wwid)?;
+    let change = Change {
+        host,
+        name: &map.name,
+    };
+    let paths = change.paths()?;
+    for disk in change.reloadable(&paths)? {
+        if !disk.is_running() {
+            continue;
+        }
+        host.sysfs
+            .write(&format!("class/scsi_device/{}/device/rescan", disk.hctl), "1")
+            .map_err(|source| BuildError::Rescan {
+                device: disk.name.clone(),
+                source,
+            })?;
+    }
+    let sizes: BTreeMap<String, u64> = change
+        .reloadable(&paths)?
+        .into_iter()
+        .map(|disk| (disk.name, disk.size_bytes))
+        .collect();
+    let size = sizes.values().copied().min().unwrap_or(map.size_bytes);
+    if sizes.values().any(|other| *other != size) {
+        // A table longer than one of its paths would be refused at the swap.
+        return Err(BuildError::Sizes {
+            wwid: wwid.clone(),
+            sizes: show_sizes(&sizes),
+        });
+    }
+    if size > map.size_bytes {
+        change.swap(size, &paths, map.read_only)?;
+    }
+    Ok(size.max(map.size_bytes))
+}
+
+fn find(host: &Host, wwid: &Wwid) -> Result<Map, BuildError> {
+    let maps = view::maps(host).map_err(|source| BuildError::Kernel {
+        name: names::map_uuid(wwid),
+        source,
+    })?;
+    maps.into_iter()
+        .find(|map| map.wwid == *wwid)
+        .ok_or_else(|| BuildError::NoMap { wwid: wwid.clone() })
+}
+
+fn show_sizes(sizes: &BTreeMap<String, u64>) -> String {
+    sizes
+        .iter()
+        .map(|(name, size)| format!("{name} {size} bytes"))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// Everything that can be known to be wrong with the paths before the kernel is asked.
+fn check(host: &Host, wwid: &Wwid, paths: &[ProvenPath], uuid: &str) -> Result<(), BuildError> {
+    let mut sizes = BTreeMap::new();
+    for path in paths {
+        let disk = &path.disk;
+        if path.wwid != *wwid {
+            return Err(BuildError::WrongPath {
+                device: disk.name.clone(),
+                proven: path.wwid.clone(),
+                wwid: wwid.clone(),
+            });
+        }
+        sizes.insert(disk.name.clone(), disk.size_bytes);
+        // Read again: the proof may be older than somebody's claim.
+        for holder in host
+            .sysfs
+            .list(&format!("block/{}/holders", disk.name))
+            .unwrap_or_default()
+        {
+            let held_by = host
+                .sysfs
+                .read(&format!("block/{holder}/dm/uuid"))
+                .unwrap_or_default();
+            if held_by != uuid {
+                return Err(BuildError::Held {
+                    device: disk.name.clone(),
+                    holder,
+                    uuid: held_by,
+                });
+            }
+        }
+    }
+    let first = sizes.values().next().copied().unwrap_or(0);
+    if first == 0 || sizes.values().any(|size| *size != first) {
+        return Err(BuildError::Sizes {
+            wwid: wwid.clone(),
+            sizes: show_sizes(&sizes),
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,276 @@
+//! Proves paths, builds and changes maps, watches and removes them.
+//!
+//! Owns every map whose uuid starts with `storagelink-`, one per volume. The kernel is the truth: the engine keeps nothing that it could not
+//! read again, so a new one adopts what an old one left. Never blocks an async worker: kernel calls run on threads with deadlines, and a
+//! volume's lock is held until the thread that works on it has really ended.
+
+mod build;
+mod error;
+mod monitor;
+mod remove;
+mod uevent;
+mod view;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+
+pub use error::{BuildError, ProveError, RemoveError};
+pub use monitor::REPAIR_LOOK;
+pub use view::{GroupView, Map, PathView};
+
+use crate::{
+    Hctl, Host, ScsiDisk, Wwid,
+    host::DmError,
+    scsi_device,
+    worker::{self, WorkerError},
+    wwid::parse_vpd_83,
+};
+
+/// Time for device-mapper calls on a map whose paths are well; measured at 0.1 s on an emulated machine.
+const KERNEL_DEADLINE: Duration = Duration::from_secs(20);
+/// Unit attentions that are passed over before an answer counts: after a reset a device has a few of them to tell.
+const UNIT_ATTENTIONS: usize = 5;
+
+/// A disk that has just proved, by a live INQUIRY, that it is the volume.
+#[derive(Clone, Debug)]
+pub struct ProvenPath {
+    disk: ScsiDisk,
+    wwid: Wwid,
+}
+
+impl ProvenPath {
+    /// The disk as it was when it proved itself.
+    #[must_use]
+    pub fn disk(&self) -> &ScsiDisk {
+        &self.disk
+    }
+    /// What it proved to be.
+    #[must_use]
+    pub fn wwid(&self) -> &Wwid {
+        &self.wwid
+    }
+}
+
+/// What map is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapSpec {
+    /// UUID part of the CSI volume id: becomes the map's name.
+    pub volume: String,
+    /// Identity of the volume: becomes the map's uuid.
+    pub wwid: Wwid,
+    /// Refuse writes.
+    pub read_only: bool,
+}
+
+/// Why the maps could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ViewError {
+    /// The kernel refused.
+    #[error("reading the device-mapper devices")]
+    Kernel(#[source] DmError),
+    /// The kernel did not answer in time.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+}
+
+type Lock = Arc<AsyncMutex<()>>;
+
+/// The engine. Clones share their locks.
+#[derive(Clone)]
+pub struct Engine {
+    host: Host,
+    locks: Arc<Mutex<HashMap<Wwid, Weak<AsyncMutex<()>>>>>,
+}
+
+impl Engine {
+    /// An engine on this host.
+    #[must_use]
+    pub fn new(host: Host) -> Self {
+        Self {
+            host,
+            locks: Arc::default(),
+        }
+    }
+
+    /// The host that it works on.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// One change of a volume's map at a time.
+    async fn lock(&self, wwid: &Wwid) -> Arc<OwnedMutexGuard<()>> {
+        let lock: Lock = {
+            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            locks.retain(|_, lock| lock.strong_count() > 0);
+            locks.get(wwid).and_then(Weak::upgrade).unwrap_or_else(|| {
+                let lock = Lock::default();
+                locks.insert(wwid.clone(), Arc::downgrade(&lock));
+                lock
+            })
+        };
+        Arc::new(lock.lock_owned().await)
+    }
+
+    /// Asks the disk at this address, live, whether it is the volume.
+    ///
+    /// # Errors
+    /// See [`ProveError`]; a device that is not running is not asked.
+    pub async fn prove(&self, hctl: Hctl, wwid: &Wwid, deadline: Duration) -> Result<ProvenPath, ProveError> {
+        let (host, wwid) = (self.host.clone(), wwid.clone());
+        worker::run("prove-path", deadline, move || prove(&host, hctl, &wwid)).await?
+    }
+
+    /// Builds the volume's map over these paths, or finishes and extends the one that exists. Repeating it is harmless.
+    ///
+    /// # Errors
+    /// See [`BuildError`]; a map that did not exist before does not exist after an error.
+    pub async fn build(&self, spec: MapSpec, paths: Vec<ProvenPath>) -> Result<Map, BuildError> {
+        let guard = self.lock(&spec.wwid).await;
+        let host = self.host.clone();
+        worker::run("build-map", KERNEL_DEADLINE, move || {
+            let _held = guard;
+            build::build(&host, &spec, &paths)
+        })
+        .await?
+    }
+
+    /// Adds one path to the volume's map; a path that is there already is success.
+    ///
+    /// # Errors
+    /// See [`BuildError`]; [`BuildError::PathBlocked`] passes by itself: try again.
+    pub async fn join(&self, wwid: &Wwid, path: ProvenPath) -> Result<Map, BuildError> {
+        let guard = self.lock(wwid).await;
+        let (host, wwid) = (self.host.clone(), wwid.clone());
+        worker::run("join-path", KERNEL_DEADLINE, move || {
+            let _held = guard;
+            build::join(&host, &wwid, &path)
+        })
+        .await?
+    }
+
+    /// Reads the size of every path again and gives the map the new one. Answers the map's size in bytes.
+    ///
+    /// # Errors
+    /// See [`BuildError`]; the map keeps its old size then.
+    pub async fn resize(&self, wwid: &Wwid, deadline: Duration) -> Result<u64, BuildError> {
+        let guard = self.lock(wwid).await;
+        let (host, wwid) = (self.host.clone(), wwid.clone());
+        worker::run("resize-map", deadline, move || {
+            let _held = guard;
+            build::resize(&host, &wwid)
+        })
+        .await?
+    }
+
+    /// Makes the maps usable that a killed process left half made: suspended ones run again, loaded tables that were never swapped in go.
+    ///
+    /// # Errors
+    /// The maps could not be read. What cannot be repaired is logged and left.
+    pub async fn adopt(&self) -> Result<Vec<Map>, ViewError> {
+        for map in self.maps().await? {
+            if !map.suspended && !map.inactive_table {
+                continue;
+            }
+            let guard = self.lock(&map.wwid).await;
+            let (host, name) = (self.host.clone(), map.name.clone());
+            let settled = worker::run("adopt-map", KERNEL_DEADLINE, move || {
+                let _held = guard;
+                build::settle(&host, &name)
+            })
+            .await?;
+            match settled {
+                Ok(()) => tracing::info!(dm.name = map.name, wwid = %map.wwid, "adopted a half-made map"),
+                Err(error) => {
+                    tracing::warn!(dm.name = map.name, wwid = %map.wwid, %error, "cannot settle a half-made map");
+                }
+            }
+        }
+        self.maps().await
+    }
+
+    /// All maps of ours.
+    ///
+    /// # Errors
+    /// See [`ViewError`].
+    pub async fn maps(&self) -> Result<Vec<Map>, ViewError> {
+        let host = self.host.clone();
+        worker::run("list-maps", KERNEL_DEADLINE, move || view::maps(&host))
+            .await?
+            .map_err(ViewError::Kernel)
+    }
+
+    /// The map of this identity.
+    ///
+    /// # Errors
+    /// See [`ViewError`].
+    pub async fn find(&self, wwid: &Wwid) -> Result<Option<Map>, ViewError> {
+        Ok(self.maps().await?.into_iter().find(|map| map.wwid == *wwid))
+    }
+
+    /// The map of this volume; `volume` is the UUID part of the CSI volume id.
+    ///
+    /// # Errors
+    /// See [`ViewError`].
+    pub async fn find_by_volume(&self, volume: &str) -> Result<Option<Map>, ViewError> {
+        Ok(self.maps().await?.into_iter().find(|map| map.volume == volume))
+    }
+}
+
+/// Asks one disk for its identity and compares.
+fn prove(host: &Host, hctl: Hctl, wwid: &Wwid) -> Result<ProvenPath, ProveError> {
+    let disk = scsi_device::find(host, &hctl).ok_or(ProveError::Missing { hctl })?;
+    let device = || disk.name.clone();
+    if !disk.is_running() {
+        return Err(ProveError::NotRunning {
+            hctl,
+            device: device(),
+            state: disk.state,
+        });
+    }
+    let mut attempt = 0;
+    let page = loop {
+        attempt += 1;
+        match host.scsi.inquiry_vpd(&disk.name, 0x83) {
+            Ok(page) => break page,
+            Err(error) if error.is_unit_attention() && attempt <= UNIT_ATTENTIONS => {}
+            Err(source) => {
+                return Err(ProveError::Inquiry {
+                    hctl,
+                    device: device(),
+                    source,
+                });
+            }
+        }
+    };
+    let found = parse_vpd_83(&page).map_err(|source| ProveError::Page {
+        hctl,
+        device: device(),
+        source,
+    })?;
+    if !found.contains(wwid) {
+        let found = if found.is_empty() {
+            "no identity".to_owned()
+        } else {
+            found.iter().map(Wwid::as_str).collect::<Vec<_>>().join(" ")
+        };
+        return Err(ProveError::Mismatch {
+            hctl,
+            device: device(),
+            expected: wwid.clone(),
+            found,
+        });
+    }
+    Ok(ProvenPath {
+        disk,
+        wwid: wwid.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,231 @@
+//! What the kernel says of our maps. Reads only; the plugin, the monitor and mpathutil all look through here.
+
+use serde::Serialize;
+
+use crate::{
+    Host, Wwid,
+    host::{DevNo, DmError, DmInfo},
+    names, scsi_device,
+    status::{GroupState, MultipathStatus},
+    table::MultipathTable,
+};
+
+/// One map of ours.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Map {
+    /// Device-mapper name.
+    pub name: String,
+    /// Device-mapper uuid.
+    pub uuid: String,
+    /// Identity of the volume.
+    #[serde(serialize_with = "as_text")]
+    pub wwid: Wwid,
+    /// The volume that the name says; the UUID part of the CSI volume id.
+    pub volume: String,
+    /// Block device number.
+    #[serde(serialize_with = "as_text")]
+    pub devno: DevNo,
+    /// Size in bytes; 0 without a table.
+    pub size_bytes: u64,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// I/O is suspended.
+    pub suspended: bool,
+    /// A live table is there.
+    pub live_table: bool,
+    /// A table was loaded and never swapped in.
+    pub inactive_table: bool,
+    /// I/O is held while no path is usable.
+    pub queue_if_no_path: bool,
+    /// How often it is open.
+    pub open_count: u32,
+    /// Path selector of the first group; empty without paths.
+    pub selector: String,
+    /// Path groups in the order of the table.
+    pub groups: Vec<GroupView>,
+}
+
+/// One path group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct GroupView {
+    /// `active`, `enabled` or `disabled`.
+    pub state: &'static str,
+    /// Its paths.
+    pub paths: Vec<PathView>,
+}
+
+/// One path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PathView {
+    /// Block device number.
+    #[serde(serialize_with = "as_text")]
+    pub devno: DevNo,
+    /// Kernel name; empty when the disk is gone.
+    pub name: String,
+    /// SCSI address; empty when the disk is gone.
+    pub hctl: String,
+    /// The map sends I/O to it.
+    pub active: bool,
+    /// How often the map failed it since the table was loaded.
+    pub fail_count: u32,
+    /// SCSI device state; `gone` when the disk is gone.
+    pub device_state: String,
+    /// iSCSI: address and port of the portal; otherwise empty.
+    pub portal: String,
+    /// Read requests completed since the disk appeared.
+    pub reads: u64,
+    /// Write requests completed since the disk appeared.
+    pub writes: u64,
+}
+
+impl Map {
+    /// Kernel name of the map's block device.
+    #[must_use]
+    pub fn kernel_name(&self) -> String {
+        format!("dm-{}", self.devno.minor)
+    }
+
+    /// All paths in the order of the table.
+    pub fn paths(&self) -> impl Iterator<Item = &PathView> {
+        self.groups.iter().flat_map(|group| group.paths.iter())
+    }
+}
+
+impl PathView {
+    /// The map uses it and its device takes commands.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        self.active && self.device_state == "running"
+    }
+}
+
+fn as_text<T: std::fmt::Display, S: serde::Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+/// All maps of ours, by name.
+pub(crate) fn maps(host: &Host) -> Result<Vec<Map>, DmError> {
+    let mut maps = Vec::new();
+    for info in host.dm.list()? {
+        if names::wwid_of(&info.uuid).is_some() && names::volume_of(&info.name).is_some() {
+            maps.extend(map(host, info)?);
+        }
+    }
+    maps.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(maps)
+}
+
+/// The map that `info` names; `None` when it is not ours, or gone meanwhile.
+fn map(host: &Host, info: DmInfo) -> Result<Option<Map>, DmError> {
+    let (Some(wwid), Some(volume)) = (names::wwid_of(&info.uuid), names::volume_of(&info.name)) else {
+        return Ok(None);
+    };
+    let volume = volume.to_owned();
+    let (table, status) = match (host.dm.table(&info.name), host.dm.status(&info.name)) {
+        (Ok(table), Ok(status)) => (table, status),
+        (Err(error), _) | (_, Err(error)) if error.is_missing() => return Ok(None),
+        (Err(error), _) | (_, Err(error)) => return Err(error),
+    };
+    let size_bytes = table.iter().map(|line| line.length * 512).sum();
+    let parsed = table
+        .first()
+        .and_then(|line| line.params.parse::<MultipathTable>().ok())
+        .unwrap_or_default();
+    let status = status
+        .first()
+        .and_then(|line| line.params.parse::<MultipathStatus>().ok())
+        .unwrap_or_default();
+    let groups = status
+        .groups
+        .iter()
+        .map(|group| GroupView {
+            state: match group.state {
+                GroupState::Active => "active",
+                GroupState::Enabled => "enabled",
+                GroupState::Disabled => "disabled",
+            },
+            paths: group
+                .paths
+                .iter()
+                .map(|p| path(host, p.devno, p.active, p.fail_count))
+                .collect(),
+        })
+        .collect();
+    Ok(Some(Map {
+        wwid,
+        volume,
+        devno: info.devno,
+        size_bytes,
+        read_only: info.read_only,
+        suspended: info.suspended,
+        live_table: info.live_table,
+        inactive_table: info.inactive_table,
+        queue_if_no_path: parsed.queues_if_no_path(),
+        open_count: info.open_count,
+        selector: parsed
+            .groups
+            .first()
+            .map(|group| group.selector.clone())
+            .unwrap_or_default(),
+        groups,
+        name: info.name,
+        uuid: info.uuid,
+    }))
+}
+
+fn path(host: &Host, devno: DevNo, active: bool, fail_count: u32) -> PathView {
+    let disk = scsi_device::find_by_devno(host, devno);
+    let (reads, writes) = disk.as_ref().map_or((0, 0), |disk| completed(host, &disk.name));
+    PathView {
+        devno,
+        name: disk.as_ref().map(|disk| disk.name.clone()).unwrap_or_default(),
+        hctl: disk
+            .as_ref()
+            .map(|disk| disk.hctl.to_string())
+            .unwrap_or_default(),
+        active,
+        fail_count,
+        portal: disk
+            .as_ref()
+            .and_then(|disk| portal(host, disk))
+            .unwrap_or_default(),
+        device_state: disk.map_or_else(|| "gone".to_owned(), |disk| disk.state),
+        reads,
+        writes,
+    }
+}
+
+/// Completed reads and writes: fields 1 and 5 of Documentation/block/stat.rst.
+fn completed(host: &Host, disk: &str) -> (u64, u64) {
+    let text = host.sysfs.read(&format!("block/{disk}/stat")).unwrap_or_default();
+    let fields: Vec<u64> = text
+        .split_ascii_whitespace()
+        .map_while(|field| field.parse().ok())
+        .collect();
+    (
+        fields.first().copied().unwrap_or(0),
+        fields.get(4).copied().unwrap_or(0),
+    )
+}
+
+/// The portal of the iSCSI session that a disk came by.
+fn portal(host: &Host, disk: &scsi_device::ScsiDisk) -> Option<String> {
+    let device = host
+        .sysfs
+        .canonical(&format!("class/scsi_device/{}/device", disk.hctl))
+        .ok()?;
+    let session: u32 = device
+        .split('/')
+        .find_map(|part| part.strip_prefix("session")?.parse().ok())?;
+    let connection = format!("class/iscsi_connection/connection{session}:0");
+    let address = host
+        .sysfs
+        .read(&format!("{connection}/persistent_address"))
+        .ok()?;
+    let port = host.sysfs.read(&format!("{connection}/persistent_port")).ok()?;
+    Some(if address.contains(':') {
+        format!("[{address}]:{port}")
+    } else {
+        format!("{address}:{port}")
+    })
+}

@@ -1,0 +1,173 @@
+//! Device-mapper through the low level of the `devicemapper` crate.
+//!
+//! When a udev runs on this host the crate waits, without a time limit, until udev has handled the event of a resume or remove, by a SysV
+//! semaphore that both must see: a container needs the host's IPC namespace, or must not see /run/udev. Callers hold a deadline
+//! ([`crate::worker`]), so a missing answer costs a thread and an error, not a hang.
+
+use std::io;
+
+use devicemapper::{DM, DevId, DeviceInfo, DmFlags, DmName, DmOptions, DmUdevFlags, DmUuid, errors};
+
+use crate::host::{DevNo, DeviceMapper, DmError, DmInfo, TargetLine};
+
+/// /dev/mapper/control of this machine, opened for each call: the module may be loaded later than this process starts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct KernelDeviceMapper;
+
+/// udev shall make the links in /dev/mapper and leave the content alone: a blkid on a map without paths would hang a udev worker.
+fn udev_flags() -> DmUdevFlags {
+    DmUdevFlags::DM_UDEV_DISABLE_SUBSYSTEM_RULES_FLAG
+        | DmUdevFlags::DM_UDEV_DISABLE_DISK_RULES_FLAG
+        | DmUdevFlags::DM_UDEV_DISABLE_OTHER_RULES_FLAG
+}
+
+fn options(flags: DmFlags) -> DmOptions {
+    DmOptions::default().set_flags(flags)
+}
+
+fn to_io(error: devicemapper::DmError) -> io::Error {
+    match error {
+        devicemapper::DmError::Core(errors::Error::Ioctl(_, _, _, errno)) => {
+            io::Error::from_raw_os_error(*errno as i32)
+        }
+        other => io::Error::other(other.to_string()),
+    }
+}
+
+fn call<T>(
+    operation: &'static str,
+    device: &str,
+    f: impl FnOnce(&DM) -> devicemapper::DmResult<T>,
+) -> Result<T, DmError> {
+    let wrap = |error| DmError {
+        operation,
+        device: device.to_owned(),
+        source: to_io(error),
+    };
+    f(&DM::new().map_err(wrap)?).map_err(wrap)
+}
+
+/// Like [`call`], on a device addressed by name.
+fn named<T>(
+    operation: &'static str,
+    device: &str,
+    f: impl FnOnce(&DM, &DevId<'_>) -> devicemapper::DmResult<T>,
+) -> Result<T, DmError> {
+    call(operation, device, |dm| f(dm, &DevId::Name(DmName::new(device)?)))
+}
+
+fn info(device: &DeviceInfo) -> DmInfo {
+    let flags = device.flags();
+    DmInfo {
+        name: device.name().map(ToString::to_string).unwrap_or_default(),
+        uuid: device.uuid().map(ToString::to_string).unwrap_or_default(),
+        devno: DevNo {
+            major: device.device().major,
+            minor: device.device().minor,
+        },
+        suspended: flags.contains(DmFlags::DM_SUSPEND),
+        read_only: flags.contains(DmFlags::DM_READONLY),
+        live_table: flags.contains(DmFlags::DM_ACTIVE_PRESENT),
+        inactive_table: flags.contains(DmFlags::DM_INACTIVE_PRESENT),
+        deferred_remove: flags.contains(DmFlags::DM_DEFERRED_REMOVE),
+        open_count: u32::try_from(device.open_count()).unwrap_or(0),
+        event_nr: device.event_nr(),
+    }
+}
+
+fn lines(table: Vec<(u64, u64, String, String)>) -> Vec<TargetLine> {
+    table
+        .into_iter()
+        .map(|(start, length, target, params)| TargetLine {
+            start,
+            length,
+            target,
+            params,
+        })
+        .collect()
+}
+
+impl DeviceMapper for KernelDeviceMapper {
+    fn list(&self) -> Result<Vec<DmInfo>, DmError> {
+        let names = call("LIST_DEVICES", "all", DM::list_devices)?;
+        let mut found = Vec::with_capacity(names.len());
+        for (name, _, _) in names {
+            // A device may vanish between the two calls.
+            found.extend(self.info(&name.to_string())?);
+        }
+        Ok(found)
+    }
+
+    fn create(&self, name: &str, uuid: &str) -> Result<DmInfo, DmError> {
+        call("DEV_CREATE", name, |dm| {
+            dm.device_create(DmName::new(name)?, Some(DmUuid::new(uuid)?), DmOptions::default())
+        })
+        .map(|device| info(&device))
+    }
+
+    fn load(&self, name: &str, table: &[TargetLine], read_only: bool) -> Result<(), DmError> {
+        let rows: Vec<_> = table
+            .iter()
+            .map(|line| (line.start, line.length, line.target.clone(), line.params.clone()))
+            .collect();
+        let flags = if read_only {
+            DmFlags::DM_READONLY
+        } else {
+            DmFlags::empty()
+        };
+        named("TABLE_LOAD", name, |dm, id| {
+            dm.table_load(id, &rows, options(flags))
+        })
+        .map(drop)
+    }
+
+    fn clear(&self, name: &str) -> Result<(), DmError> {
+        named("TABLE_CLEAR", name, DM::table_clear).map(drop)
+    }
+
+    fn resume(&self, name: &str, flush: bool) -> Result<(), DmError> {
+        let flags = if flush {
+            DmFlags::empty()
+        } else {
+            DmFlags::DM_NOFLUSH | DmFlags::DM_SKIP_LOCKFS
+        };
+        let options = options(flags).set_udev_flags(udev_flags());
+        named("DEV_SUSPEND (resume)", name, |dm, id| {
+            dm.device_suspend(id, options)
+        })
+        .map(drop)
+    }
+
+    fn info(&self, name: &str) -> Result<Option<DmInfo>, DmError> {
+        match named("DEV_STATUS", name, DM::device_info) {
+            Ok(device) => Ok(Some(info(&device))),
+            Err(error) if error.is_missing() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn table(&self, name: &str) -> Result<Vec<TargetLine>, DmError> {
+        // NOFLUSH: a status must not push the map's queued I/O.
+        let flags = DmFlags::DM_STATUS_TABLE | DmFlags::DM_NOFLUSH;
+        named("TABLE_STATUS (table)", name, |dm, id| {
+            dm.table_status(id, options(flags))
+        })
+        .map(|(_, table)| lines(table))
+    }
+
+    fn status(&self, name: &str) -> Result<Vec<TargetLine>, DmError> {
+        named("TABLE_STATUS", name, |dm, id| {
+            dm.table_status(id, options(DmFlags::DM_NOFLUSH))
+        })
+        .map(|(_, table)| lines(table))
+    }
+
+    fn message(&self, name: &str, message: &str) -> Result<(), DmError> {
+        named("TARGET_MSG", name, |dm, id| dm.target_msg(id, None, message)).map(drop)
+    }
+
+    fn remove(&self, name: &str) -> Result<(), DmError> {
+        let options = DmOptions::default().set_udev_flags(udev_flags());
+        named("DEV_REMOVE", name, |dm, id| dm.device_remove(id, options)).map(drop)
+    }
+}

@@ -1,0 +1,29 @@
+//! The real kernel behind the [`Host`](super::Host) traits.
+
+mod block;
+mod dm;
+mod scsi;
+mod sysfs;
+
+use std::{path::PathBuf, sync::Arc};
+
+pub use block::KernelBlockDevices;
+pub use dm::KernelDeviceMapper;
+pub use scsi::KernelScsi;
+pub use sysfs::KernelSysfs;
+
+use super::Host;
+
+impl Host {
+    /// The kernel of this machine. `node_directory` is where device nodes are made that `/dev` does not have.
+    #[must_use]
+    pub fn kernel(node_directory: impl Into<PathBuf>) -> Self {
+        let block = Arc::new(KernelBlockDevices::new(node_directory));
+        Self {
+            dm: Arc::new(KernelDeviceMapper),
+            scsi: Arc::new(KernelScsi),
+            sysfs: Arc::new(KernelSysfs::new("/sys")),
+            block,
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! sysfs below an injectable root.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use crate::host::Sysfs;
+
+/// A sysfs tree. Paths are relative to its root and never leave it by `..`.
+#[derive(Clone, Debug)]
+pub struct KernelSysfs {
+    root: PathBuf,
+}
+
+impl KernelSysfs {
+    /// The tree mounted at `root`.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    fn path(&self, path: &str) -> io::Result<PathBuf> {
+        let relative = path.trim_start_matches('/');
+        if Path::new(relative)
+            .components()
+            .any(|part| !matches!(part, std::path::Component::Normal(_)))
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("`{path}` is not a path below sysfs"),
+            ));
+        }
+        Ok(self.root.join(relative))
+    }
+}
+
+impl Sysfs for KernelSysfs {
+    fn read(&self, path: &str) -> io::Result<String> {
+        let mut text = fs::read_to_string(self.path(path)?)?;
+        text.truncate(text.trim_end().len());
+        Ok(text)
+    }
+
+    fn write(&self, path: &str, value: &str) -> io::Result<()> {
+        // One write call and no creation: an attribute takes its value in one piece.
+        io::Write::write_all(
+            &mut fs::OpenOptions::new().write(true).open(self.path(path)?)?,
+            value.as_bytes(),
+        )
+    }
+
+    fn list(&self, path: &str) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(self.path(path)?)? {
+            names.extend(entry?.file_name().into_string());
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn canonical(&self, path: &str) -> io::Result<String> {
+        let root = fs::canonicalize(&self.root)?;
+        let full = fs::canonicalize(self.path(path)?)?;
+        let below = full
+            .strip_prefix(&root)
+            .map_err(|_| io::Error::other(format!("`{path}` leads out of sysfs")))?;
+        below
+            .to_str()
+            .map(str::to_owned)
+            .ok_or_else(|| io::Error::other("a name in sysfs is not UTF-8"))
+    }
+
+    fn exists(&self, path: &str) -> bool {
+        self.path(path).is_ok_and(|path| path.exists())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_writes_lists_and_stays_below_its_root() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("devices/a")).unwrap();
+        fs::create_dir_all(root.path().join("block")).unwrap();
+        fs::write(root.path().join("devices/a/size"), "2048\n").unwrap();
+        std::os::unix::fs::symlink("../devices/a", root.path().join("block/sda")).unwrap();
+        let sysfs = KernelSysfs::new(root.path());
+        assert_eq!(sysfs.read("block/sda/size").unwrap(), "2048");
+        assert_eq!(sysfs.canonical("block/sda").unwrap(), "devices/a");
+        assert_eq!(sysfs.list("block").unwrap(), ["sda"]);
+        sysfs.write("block/sda/size", "4096").unwrap();
+        assert_eq!(sysfs.read("devices/a/size").unwrap(), "4096");
+        assert!(sysfs.write("block/sda/absent", "1").is_err());
+        assert!(sysfs.read("../etc/passwd").is_err());
+        assert!(sysfs.read("block/../../etc/passwd").is_err());
+    }
+}

@@ -1,0 +1,272 @@
+//! Simulated device-mapper, as far as multipath maps need it.
+
+use std::{collections::BTreeMap, io};
+
+use nix::libc::{EBUSY, EINVAL, ENXIO};
+
+use super::{Loaded, MapState, SimKernel, State};
+use crate::{
+    host::{DevNo, DeviceMapper, DmError, DmInfo, TargetLine},
+    status::{GroupState, GroupStatus, MultipathStatus, PathStatus},
+};
+
+/// Major number of device-mapper devices here.
+pub(super) fn devno(minor: u32) -> DevNo {
+    DevNo { major: 253, minor }
+}
+
+/// The target fails a path, if it is one of the map's.
+pub(super) fn fail(map: &mut MapState, path: DevNo) {
+    if let Some(live) = &mut map.live
+        && live.table.paths().any(|known| known == path)
+        && !live.failed.contains_key(&path)
+    {
+        live.failed.insert(path, 1);
+    }
+}
+
+fn error(operation: &'static str, device: &str, source: io::Error) -> DmError {
+    DmError {
+        operation,
+        device: device.to_owned(),
+        source,
+    }
+}
+
+fn errno(errno: i32) -> io::Error {
+    io::Error::from_raw_os_error(errno)
+}
+
+fn info(name: &str, map: &MapState) -> DmInfo {
+    DmInfo {
+        name: name.to_owned(),
+        uuid: map.uuid.clone(),
+        devno: devno(map.minor),
+        suspended: map.suspended,
+        read_only: map.read_only,
+        live_table: map.live.is_some(),
+        inactive_table: map.inactive.is_some(),
+        deferred_remove: false,
+        open_count: map.open_count,
+        event_nr: 0,
+    }
+}
+
+/// The kernel compares a table with its paths when it is swapped in, not when it is loaded.
+fn fits(state: &State, loaded: &Loaded) -> bool {
+    loaded.table.paths().all(|path| {
+        state
+            .disk_by_devno(path)
+            .is_none_or(|(_, disk)| disk.size_bytes >= loaded.length * 512)
+    })
+}
+
+impl SimKernel {
+    fn with_map<T>(
+        &self,
+        operation: &'static str,
+        name: &str,
+        f: impl FnOnce(&mut MapState) -> io::Result<T>,
+    ) -> Result<T, DmError> {
+        let mut state = self.state();
+        let map = state
+            .maps
+            .get_mut(name)
+            .ok_or_else(|| error(operation, name, errno(ENXIO)))?;
+        f(map).map_err(|source| error(operation, name, source))
+    }
+
+    fn changing(&self, operation: &'static str, name: &str) -> Result<(), DmError> {
+        self.state()
+            .change(operation)
+            .map_err(|source| error(operation, name, source))
+    }
+}
+
+impl DeviceMapper for SimKernel {
+    fn list(&self) -> Result<Vec<DmInfo>, DmError> {
+        Ok(self
+            .state()
+            .maps
+            .iter()
+            .map(|(name, map)| info(name, map))
+            .collect())
+    }
+
+    fn create(&self, name: &str, uuid: &str) -> Result<DmInfo, DmError> {
+        self.changing("DEV_CREATE", name)?;
+        let mut state = self.state();
+        if state.maps.contains_key(name) || state.maps.values().any(|map| map.uuid == uuid) {
+            return Err(error("DEV_CREATE", name, errno(EBUSY)));
+        }
+        let map = MapState {
+            uuid: uuid.to_owned(),
+            minor: state.number(),
+            live: None,
+            inactive: None,
+            suspended: false,
+            open_count: 0,
+            read_only: false,
+        };
+        let answer = info(name, &map);
+        state.maps.insert(name.to_owned(), map);
+        Ok(answer)
+    }
+
+    fn load(&self, name: &str, table: &[TargetLine], read_only: bool) -> Result<(), DmError> {
+        self.changing("TABLE_LOAD", name)?;
+        let bad = || error("TABLE_LOAD", name, errno(EINVAL));
+        let [line] = table else { return Err(bad()) };
+        let parsed: crate::table::MultipathTable = line.params.parse().map_err(|_| bad())?;
+        if line.target != "multipath"
+            || parsed
+                .paths()
+                .any(|path| self.state().disk_by_devno(path).is_none())
+        {
+            return Err(bad());
+        }
+        self.with_map("TABLE_LOAD", name, |map| {
+            map.inactive = Some(Loaded {
+                length: line.length,
+                table: parsed,
+                failed: BTreeMap::new(),
+            });
+            map.read_only = read_only;
+            Ok(())
+        })
+    }
+
+    fn clear(&self, name: &str) -> Result<(), DmError> {
+        self.changing("TABLE_CLEAR", name)?;
+        self.with_map("TABLE_CLEAR", name, |map| {
+            map.inactive = None;
+            Ok(())
+        })
+    }
+
+    fn resume(&self, name: &str, _flush: bool) -> Result<(), DmError> {
+        self.changing("RESUME", name)?;
+        let mut state = self.state();
+        let next = state
+            .maps
+            .get(name)
+            .ok_or_else(|| error("RESUME", name, errno(ENXIO)))?
+            .inactive
+            .clone();
+        let fits = next.as_ref().is_none_or(|next| fits(&state, next));
+        let map = state
+            .maps
+            .get_mut(name)
+            .ok_or_else(|| error("RESUME", name, errno(ENXIO)))?;
+        match next {
+            Some(_) if !fits => {
+                map.suspended = true;
+                map.inactive = None;
+                return Err(error("RESUME", name, errno(EINVAL)));
+            }
+            Some(next) => {
+                map.live = Some(next);
+                map.inactive = None;
+            }
+            None => {}
+        }
+        map.suspended = false;
+        Ok(())
+    }
+
+    fn info(&self, name: &str) -> Result<Option<DmInfo>, DmError> {
+        Ok(self.state().maps.get(name).map(|map| info(name, map)))
+    }
+
+    fn table(&self, name: &str) -> Result<Vec<TargetLine>, DmError> {
+        self.with_map("TABLE_STATUS (table)", name, |map| {
+            Ok(map
+                .live
+                .iter()
+                .map(|live| line(live.length, live.table.to_string()))
+                .collect())
+        })
+    }
+
+    fn status(&self, name: &str) -> Result<Vec<TargetLine>, DmError> {
+        self.with_map("TABLE_STATUS", name, |map| {
+            Ok(map
+                .live
+                .iter()
+                .map(|live| line(live.length, status(live).to_string()))
+                .collect())
+        })
+    }
+
+    fn message(&self, name: &str, message: &str) -> Result<(), DmError> {
+        self.changing("TARGET_MSG", name)?;
+        self.with_map("TARGET_MSG", name, |map| {
+            if map.suspended {
+                return Err(errno(EBUSY));
+            }
+            let live = map.live.as_mut().ok_or_else(|| errno(EINVAL))?;
+            let (verb, path) = message.split_once(' ').ok_or_else(|| errno(EINVAL))?;
+            let path: DevNo = path.parse().map_err(|_| errno(EINVAL))?;
+            if !live.table.paths().any(|known| known == path) {
+                return Err(errno(EINVAL));
+            }
+            match verb {
+                "fail_path" => {
+                    live.failed.entry(path).or_insert(1);
+                }
+                "reinstate_path" => {
+                    live.failed.remove(&path);
+                }
+                _ => return Err(errno(EINVAL)),
+            }
+            Ok(())
+        })
+    }
+
+    fn remove(&self, name: &str) -> Result<(), DmError> {
+        self.changing("DEV_REMOVE", name)?;
+        self.with_map("DEV_REMOVE", name, |map| {
+            if map.open_count > 0 {
+                Err(errno(EBUSY))
+            } else {
+                Ok(())
+            }
+        })?;
+        self.state().maps.remove(name);
+        Ok(())
+    }
+}
+
+fn line(length: u64, params: String) -> TargetLine {
+    TargetLine {
+        start: 0,
+        length,
+        target: "multipath".to_owned(),
+        params,
+    }
+}
+
+fn status(live: &Loaded) -> MultipathStatus {
+    let path = |devno: DevNo| PathStatus {
+        devno,
+        active: !live.failed.contains_key(&devno),
+        fail_count: live.failed.get(&devno).copied().unwrap_or(0),
+        info: vec![],
+    };
+    let groups: Vec<GroupStatus> = live
+        .table
+        .groups
+        .iter()
+        .map(|group| GroupStatus {
+            state: GroupState::Active,
+            selector_info: vec![],
+            paths: group.paths.iter().map(|p| path(p.devno)).collect(),
+        })
+        .collect();
+    MultipathStatus {
+        queue_io: false,
+        pg_init_count: 0,
+        current_group: u32::from(!groups.is_empty()),
+        groups,
+    }
+}

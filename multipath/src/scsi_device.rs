@@ -1,0 +1,183 @@
+//! One SCSI disk of this host: find it in sysfs, scan exactly its address, delete it.
+//!
+//! Never scans more than one H:C:T:L, and never deletes a disk that is not the very one that the caller saw (kernel names are used again;
+//! the disk sequence number is not).
+
+use std::{io, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::{
+    Hctl, Host,
+    host::DevNo,
+    worker::{self, WorkerError},
+};
+
+/// A disk as sysfs shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScsiDisk {
+    /// Its address.
+    pub hctl: Hctl,
+    /// Kernel name, for example `sda`.
+    pub name: String,
+    /// Block device number.
+    pub devno: DevNo,
+    /// Size in bytes as the kernel believes it.
+    pub size_bytes: u64,
+    /// SCSI device state: `running`, `blocked`, `transport-offline`, … (drivers/scsi/scsi_sysfs.c, sdev_states).
+    pub state: String,
+    /// The disk refuses writes.
+    pub read_only: bool,
+    /// Sequence number of the disk, never used twice while the machine runs; 0 on kernels before 5.15.
+    pub diskseq: u64,
+    /// Kernel names of block devices built on it, for example `dm-0`.
+    pub holders: Vec<String>,
+}
+
+impl ScsiDisk {
+    /// True when the device takes commands.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.state == "running"
+    }
+
+    /// True when commands to it sleep until its transport recovers: nothing may be sent to it.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        matches!(self.state.as_str(), "blocked" | "created-blocked" | "quiesce")
+    }
+}
+
+/// sysfs directory of the SCSI device at this address.
+fn device_directory(hctl: Hctl) -> String {
+    format!("class/scsi_device/{hctl}/device")
+}
+
+/// The disk at this address; `None` when there is no device, or no block device of it yet. Reads sysfs only.
+#[must_use]
+pub fn find(host: &Host, hctl: &Hctl) -> Option<ScsiDisk> {
+    let sysfs = host.sysfs.as_ref();
+    let directory = device_directory(*hctl);
+    let name = sysfs
+        .list(&format!("{directory}/block"))
+        .ok()?
+        .into_iter()
+        .next()?;
+    let block = format!("block/{name}");
+    let number = |attribute: &str| {
+        sysfs
+            .read(&format!("{block}/{attribute}"))
+            .ok()?
+            .trim()
+            .parse::<u64>()
+            .ok()
+    };
+    Some(ScsiDisk {
+        hctl: *hctl,
+        devno: sysfs.read(&format!("{block}/dev")).ok()?.parse().ok()?,
+        // sysfs counts sectors of 512 bytes whatever the device's own block size is.
+        size_bytes: number("size")?.checked_mul(512)?,
+        state: sysfs.read(&format!("{directory}/state")).ok()?,
+        read_only: number("ro")? != 0,
+        diskseq: number("diskseq").unwrap_or(0),
+        holders: sysfs.list(&format!("{block}/holders")).unwrap_or_default(),
+        name,
+    })
+}
+
+/// The SCSI disk with this block device number; `None` for other devices and for one that is gone.
+#[must_use]
+pub fn find_by_devno(host: &Host, devno: DevNo) -> Option<ScsiDisk> {
+    // dev/block/M:m leads to …/<H:C:T:L>/block/sdX.
+    let path = host.sysfs.canonical(&format!("dev/block/{devno}")).ok()?;
+    let hctl = path.rsplit('/').nth(2)?.parse().ok()?;
+    find(host, &hctl).filter(|disk| disk.devno == devno)
+}
+
+/// Why a scan gave no disk.
+#[derive(Debug, thiserror::Error)]
+pub enum ScanError {
+    /// The scan itself was refused.
+    #[error("scan of {hctl}")]
+    Scan {
+        /// Address.
+        hctl: Hctl,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The target has no LUN of that number for this initiator.
+    #[error("there is no LUN at {hctl}")]
+    NoLun {
+        /// Address.
+        hctl: Hctl,
+    },
+    /// The SCSI device is there, its block device did not come in time.
+    #[error("the SCSI device {hctl} had no block device after {deadline:?}")]
+    NoDisk {
+        /// Address.
+        hctl: Hctl,
+        /// How long it was waited for.
+        deadline: Duration,
+    },
+    /// The scan hangs.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+}
+
+/// How often sysfs is looked at while a block device is being made: the sd driver probes on a thread of its own.
+const PROBE_LOOK: Duration = Duration::from_millis(5);
+
+/// Scans one address and waits for its disk.
+///
+/// # Errors
+/// See [`ScanError`]; nothing else than the one address was scanned.
+pub async fn scan(host: &Host, hctl: &Hctl, deadline: Duration) -> Result<ScsiDisk, ScanError> {
+    let (until, hctl) = (Instant::now() + deadline, *hctl);
+    let scanning = host.clone();
+    worker::run("scsi-scan", deadline, move || {
+        let order = format!("{} {} {}", hctl.channel, hctl.target, hctl.lun);
+        scanning
+            .sysfs
+            .write(&format!("class/scsi_host/host{}/scan", hctl.host), &order)
+    })
+    .await?
+    .map_err(|source| ScanError::Scan { hctl, source })?;
+    let mut look = tokio::time::interval(PROBE_LOOK);
+    loop {
+        look.tick().await;
+        let looking = host.clone();
+        let found = worker::run("scsi-find", deadline, move || {
+            let disk = find(&looking, &hctl).filter(|disk| disk.size_bytes > 0);
+            (disk, looking.sysfs.exists(&device_directory(hctl)))
+        })
+        .await?;
+        match found {
+            (Some(disk), _) => return Ok(disk),
+            // The scan is synchronous: a device that is not there now does not come.
+            (None, false) => return Err(ScanError::NoLun { hctl }),
+            (None, true) if Instant::now() >= until => return Err(ScanError::NoDisk { hctl, deadline }),
+            (None, true) => {}
+        }
+    }
+}
+
+/// Deletes the disk from this host; the LUN stays as it is. A disk that is gone, or another one at its address, is left alone.
+///
+/// # Errors
+/// The kernel refused the write.
+pub fn delete(host: &Host, disk: &ScsiDisk) -> io::Result<()> {
+    let Some(now) = find(host, &disk.hctl) else {
+        return Ok(());
+    };
+    if now.devno != disk.devno || now.diskseq != disk.diskseq {
+        return Ok(());
+    }
+    match host
+        .sysfs
+        .write(&format!("{}/delete", device_directory(disk.hctl)), "1")
+    {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
