@@ -12,4 +12,5 @@ mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=none lab /newroo
 mount --move /dev /newroot/dev; mount --move /proc /newroot/proc; mount --move /sys /newroot/sys
 read -r line < /newroot/proc/cmdline
 agent=${line##*lab.agent=}; agent=${agent%% *}
-exec switch_root /newroot "$agent" init
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+exec /bin/switch_root /newroot "$agent" init

@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 
 use crate::{
     artifacts::Artifacts,
+    by_hand,
     lab::{Lab, LabSpec, Places},
     net::Fabric,
     report::Report,
@@ -102,5 +103,6 @@ async fn steps(report: &mut Report, lab: &Lab) -> Result<()> {
             node.resume().await?;
             node.exec(&["true"]).await.map(drop)
         })
-        .await
+        .await?;
+    by_hand::steps(report, lab).await
 }

@@ -12,6 +12,7 @@
 
 pub mod agent;
 pub mod artifacts;
+mod by_hand;
 pub mod check;
 pub mod cpio;
 pub mod guest;
@@ -22,4 +23,6 @@ pub mod programs;
 pub mod qemu;
 pub mod qmp;
 pub mod report;
+pub mod roles;
 pub mod wait;
+pub mod writer;

@@ -1,0 +1,149 @@
+//! The array guest: a reflink file system for the aggregate, and the gateway beside it.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::{guest::Guest, lab::Lab, net::Fabric, wait};
+
+/// Where the aggregate's file system is mounted.
+pub const AGGREGATE: &str = "/srv/aggr0";
+/// The gateway's records.
+pub const STATE: &str = "/var/lib/storagelinkd";
+/// The system the gateway offers.
+pub const SYSTEM: &str = "lio0";
+/// The aggregate it offers.
+pub const AGGREGATE_NAME: &str = "aggr0";
+/// The target's name.
+pub const TARGET: &str = "iqn.2026-11.com.example:array";
+/// User of the gateway.
+pub const USER: &str = "csi";
+/// TCP port of the gateway.
+pub const PORT: u16 = 21605;
+/// Name of its process and log.
+pub const PROCESS: &str = "storagelinkd";
+
+/// A prepared array.
+#[derive(Debug, Clone)]
+pub struct Array {
+    /// The gateway's password, made for this run.
+    pub password: String,
+    /// SHA-256 of the gateway's certificate, in hex.
+    pub fingerprint: String,
+}
+
+/// Lays an XFS with reflinks over the disk and brings up what targetcli needs.
+pub async fn prepare(guest: &Guest) -> Result<()> {
+    guest
+        .shell(&format!(
+            "mkfs.xfs -q -K -m reflink=1 /dev/vda; mkdir -p {AGGREGATE}; mount /dev/vda {AGGREGATE}; \
+             mount -t configfs configfs /sys/kernel/config; dbus-daemon --system --fork"
+        ))
+        .await
+        .context("prepare the array's disk")
+        .map(drop)
+}
+
+/// Writes the gateway's configuration and starts it; returns once it serves.
+pub async fn start_gateway(lab: &Lab) -> Result<Array> {
+    let guest = lab.array();
+    let password = uuid::Uuid::new_v4().to_string();
+    guest
+        .write("/etc/storagelinkd/password", &password, 0o600)
+        .await?;
+    let portals = [Fabric::A, Fabric::B]
+        .map(|fabric| format!("\"{}:3260\"", guest.address(fabric)))
+        .join(", ");
+    let configuration = format!(
+        r#"listen = "0.0.0.0:{PORT}"
+state_dir = "{STATE}"
+
+[[user]]
+username = "{USER}"
+password_file = "/etc/storagelinkd/password"
+
+[[system]]
+name = "{SYSTEM}"
+adapter = "lio"
+target = "{TARGET}"
+portals = [{portals}]
+
+[[system.aggregate]]
+name = "{AGGREGATE_NAME}"
+kind = "reflink"
+path = "{AGGREGATE}"
+"#
+    );
+    guest
+        .write("/etc/storagelinkd/storagelinkd.toml", configuration, 0o600)
+        .await?;
+    spawn_gateway(lab).await?;
+    let fingerprint = fingerprint(&guest.log(PROCESS)?).context("storagelinkd printed no fingerprint")?;
+    Ok(Array {
+        password,
+        fingerprint,
+    })
+}
+
+/// Starts the gateway (again) and waits until its port is open.
+pub async fn spawn_gateway(lab: &Lab) -> Result<Duration> {
+    let guest = lab.array();
+    let program = lab.program("storagelinkd");
+    guest
+        .spawn(
+            PROCESS,
+            &[&program, "--config", "/etc/storagelinkd/storagelinkd.toml"],
+            &[],
+        )
+        .await?;
+    let address = format!("{}:{PORT}", guest.address(Fabric::Management));
+    let up = wait::until("the gateway's port", Duration::from_secs(20), async || {
+        if guest.wait(PROCESS, Duration::ZERO).await.is_ok() {
+            return Ok(false); // It ended: the time runs out and its log says why.
+        }
+        Ok(tokio::net::TcpStream::connect(&address).await.is_ok())
+    });
+    up.await
+        .with_context(|| format!("storagelinkd's log:\n{}", guest.log(PROCESS).unwrap_or_default()))
+}
+
+/// The 64 hexadecimal digits in the log's line about the fingerprint, colons left out.
+fn fingerprint(log: &str) -> Option<String> {
+    log.lines()
+        .filter(|line| line.to_lowercase().contains("fingerprint"))
+        .flat_map(|line| line.split(|letter: char| !(letter.is_ascii_hexdigit() || letter == ':')))
+        .map(|word| word.replace(':', "").to_lowercase())
+        .find(|word| word.len() == 64)
+}
+
+/// Everything the array holds of volumes: configfs objects, files of the aggregate, records. Two of these are equal when
+/// nothing was left behind.
+pub async fn snapshot(guest: &Guest) -> Result<Vec<String>> {
+    let script = format!(
+        "find /sys/kernel/config/target/core /sys/kernel/config/target/iscsi -mindepth 1 -maxdepth 7 \
+           \\( -type d -o -type l \\) -not -path '*/statistics*' -not -path '*/alua/*' 2>/dev/null || true; \
+         find {AGGREGATE} {STATE} -mindepth 1 2>/dev/null || true"
+    );
+    let text = guest.shell(&script).await?;
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    lines.sort();
+    Ok(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_fingerprint_is_found_in_any_dress() {
+        let plain = "ab".repeat(32);
+        let colons = vec!["AB"; 32].join(":");
+        assert_eq!(
+            super::fingerprint(&format!("x\n fingerprint={plain} y")),
+            Some(plain.clone())
+        );
+        assert_eq!(
+            super::fingerprint(&format!("{{\"fingerprint\":\"{colons}\"}}")),
+            Some(plain)
+        );
+        assert_eq!(super::fingerprint(&"cd".repeat(32)), None);
+    }
+}

@@ -1,0 +1,6 @@
+//! What turns a booted guest into an array or a node.
+
+pub mod array;
+pub mod inspect;
+pub mod node;
+pub mod writer;
