@@ -21,7 +21,7 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 pub use error::{BuildError, ProveError, RemoveError};
 pub use monitor::REPAIR_LOOK;
-pub use view::{GroupView, Map, PathView};
+pub use view::{GroupView, Map, PathView, maps};
 
 use crate::{
     Hctl, Host, ScsiDisk, Wwid,

@@ -103,8 +103,11 @@ fn as_text<T: std::fmt::Display, S: serde::Serializer>(value: &T, serializer: S)
     serializer.collect_str(value)
 }
 
-/// All maps of ours, by name.
-pub(crate) fn maps(host: &Host) -> Result<Vec<Map>, DmError> {
+/// All maps of ours, by name. Blocking.
+///
+/// # Errors
+/// The kernel refused; without the device-mapper module that is `NotFound`.
+pub fn maps(host: &Host) -> Result<Vec<Map>, DmError> {
     let mut maps = Vec::new();
     for info in host.dm.list()? {
         if names::wwid_of(&info.uuid).is_some() && names::volume_of(&info.name).is_some() {

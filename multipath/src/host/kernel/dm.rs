@@ -4,11 +4,14 @@
 //! semaphore that both must see: a container needs the host's IPC namespace, or must not see /run/udev. Callers hold a deadline
 //! ([`crate::worker`]), so a missing answer costs a thread and an error, not a hang.
 
-use std::io;
+use std::{io, path::Path};
 
 use devicemapper::{DM, DevId, DeviceInfo, DmFlags, DmName, DmOptions, DmUdevFlags, DmUuid, errors};
 
 use crate::host::{DevNo, DeviceMapper, DmError, DmInfo, TargetLine};
+
+/// The control device (drivers/md/dm-ioctl.c).
+const CONTROL: &str = "/dev/mapper/control";
 
 /// /dev/mapper/control of this machine, opened for each call: the module may be loaded later than this process starts.
 #[derive(Clone, Copy, Debug, Default)]
