@@ -1,0 +1,88 @@
+//! The services through the unix socket, as a sidecar uses them.
+
+use storagelink_csi::identity::IdentityService;
+use storagelink_csi::server::{Services, serve};
+use storagelink_proto::csi::v1::controller_client::ControllerClient;
+use storagelink_proto::csi::v1::identity_client::IdentityClient;
+use storagelink_proto::csi::v1::node_client::NodeClient;
+use storagelink_proto::csi::v1::{
+    GetPluginCapabilitiesRequest, GetPluginInfoRequest, NodeGetInfoRequest, ProbeRequest,
+};
+use tokio::sync::oneshot;
+use tonic::Code;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::fake::Fault;
+use crate::{Lab, create_request, refused};
+
+async fn connect(path: &std::path::Path) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("unix:{}", path.display())).unwrap();
+    // The server's task may not have bound yet.
+    loop {
+        match endpoint.connect().await {
+            Ok(channel) => return channel,
+            Err(_) => tokio::task::yield_now().await,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_sidecar_is_served_and_running_calls_end_before_the_server_does() {
+    let lab = Lab::new().await;
+    let path = lab.dir.path().join("csi.sock");
+    let services = Services::new()
+        .with(IdentityService::server())
+        .with(lab.controller.clone().server());
+    let (stop, stopped) = oneshot::channel::<()>();
+    let endpoint = format!("unix://{}", path.display());
+    let server = tokio::spawn(async move {
+        serve(&endpoint, services, async {
+            let _ = stopped.await;
+        })
+        .await
+    });
+    let channel = connect(&path).await;
+
+    let mut identity = IdentityClient::new(channel.clone());
+    let info = identity
+        .get_plugin_info(GetPluginInfoRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(info.name, "csi.storagelink.io");
+    let ready = identity.probe(ProbeRequest {}).await.unwrap().into_inner().ready;
+    assert_eq!(ready, Some(true));
+    let capabilities = identity
+        .get_plugin_capabilities(GetPluginCapabilitiesRequest {})
+        .await
+        .unwrap();
+    assert_eq!(capabilities.into_inner().capabilities.len(), 2);
+
+    let mut controller = ControllerClient::new(channel.clone());
+    let created = controller
+        .create_volume(create_request("pvc-1"))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(lab.fake.array().volumes.len(), 1);
+    assert!(created.volume.is_some());
+    let mut node = NodeClient::new(channel);
+    refused(
+        node.node_get_info(NodeGetInfoRequest {}).await,
+        Code::Unimplemented,
+        &["socket"],
+    );
+
+    // A call that runs when the server is told to stop gets its answer: here the one after the deadline.
+    lab.fake.order("CreateVolume", Fault::DoneButSilent);
+    let running = tokio::spawn(async move { controller.create_volume(create_request("pvc-2")).await });
+    while lab.fake.array().volumes.len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    stop.send(()).unwrap();
+    refused(running.await.unwrap(), Code::DeadlineExceeded, &["CreateVolume"]);
+    drop(identity);
+    drop(node);
+    server.await.unwrap().unwrap();
+    assert!(!path.exists());
+}
