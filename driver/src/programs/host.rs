@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use super::{Invocation, Program, ProgramError, Programs, Running, process};
@@ -97,7 +98,15 @@ impl Programs for HostPrograms {
                 .get(&program)
                 .ok_or(ProgramError::Missing { program })?;
             let path = SEARCH_PATH.join(":");
-            process::run(&start.executable, &start.before, &path, &invocation).await
+            let begun = Instant::now();
+            let result = process::run(&start.executable, &start.before, &path, &invocation).await;
+            let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let args = invocation.args.join(" ");
+            match &result {
+                Ok(finished) => tracing::debug!(%program, args, ms, exit = %finished.exit, "ran a program"),
+                Err(error) => tracing::debug!(%program, args, ms, %error, "could not run a program"),
+            }
+            result
         })
     }
 }

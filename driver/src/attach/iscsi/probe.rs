@@ -1,0 +1,58 @@
+//! Whether anybody listens at a portal, asked before open-iscsi is.
+//!
+//! iscsid looks at a new connection after 1 ms and then again after a whole second, and it reports a dead portal, a
+//! wrong target name and a slow array alike, as a time-out, after 6 s. A connection of our own first finds a dead portal
+//! quickly and by its cause, without leaving anything in open-iscsi's database, and has the address resolved by the time
+//! that iscsid connects.
+
+use std::{future::Future, io, net::SocketAddr, pin::Pin, time::Duration};
+
+use tokio::{net::TcpStream, time::timeout};
+
+/// The answer of [`Probe::connect`].
+pub type Probing<'a> = Pin<Box<dyn Future<Output = io::Result<()>> + Send + 'a>>;
+
+/// Something that can tell whether a portal accepts connections: the network, or a simulation of it.
+pub trait Probe: Send + Sync {
+    /// Succeeds when a TCP connection to `address` comes about within `limit`. It is closed again at once.
+    fn connect(&self, address: SocketAddr, limit: Duration) -> Probing<'_>;
+}
+
+/// The network as this process sees it, which must be the network that iscsid sees.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Network;
+
+impl Probe for Network {
+    fn connect(&self, address: SocketAddr, limit: Duration) -> Probing<'_> {
+        Box::pin(async move {
+            match timeout(limit, TcpStream::connect(address)).await {
+                Ok(connected) => connected.map(drop),
+                Err(_) => Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("no answer within {} ms", limit.as_millis()),
+                )),
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_listener_is_found_and_a_closed_port_is_told() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let address = listener.local_addr().expect("has an address");
+        Network
+            .connect(address, Duration::from_secs(20))
+            .await
+            .expect("listens");
+        drop(listener);
+        let error = Network
+            .connect(address, Duration::from_secs(20))
+            .await
+            .expect_err("closed");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    }
+}
