@@ -14,7 +14,7 @@ use crate::{
 
 /// Boots array and node, and shows that fabrics carry, are cut and heal. True when every step passed.
 pub async fn run(artifacts: &Artifacts, places: &Places) -> Result<bool> {
-    let mut report = Report::default();
+    let mut report = Report::verbose();
     let spec = LabSpec::new("check", 1);
     let lab = report
         .step("boot an array and a node", Lab::start(&spec, artifacts, places))

@@ -11,6 +11,8 @@ use anyhow::Result;
 pub struct Report {
     passed: u32,
     failed: u32,
+    suite: String,
+    notes: bool,
 }
 
 /// A duration as people read it.
@@ -24,6 +26,20 @@ pub fn seconds(duration: Duration) -> String {
 }
 
 impl Report {
+    /// A report that prints notes, too.
+    #[must_use]
+    pub fn verbose() -> Self {
+        Self {
+            notes: true,
+            ..Self::default()
+        }
+    }
+
+    /// Steps from here on belong to this suite.
+    pub fn suite(&mut self, name: &str) {
+        self.suite = format!("{name}: ");
+    }
+
     /// Runs one step and prints its line. The error is printed here and handed on, so that a caller can skip what
     /// depends on the step.
     pub async fn step<T>(&mut self, name: &str, step: impl Future<Output = Result<T>>) -> Result<T> {
@@ -33,19 +49,31 @@ impl Report {
         match &result {
             Ok(_) => {
                 self.passed += 1;
-                println!("ok    {name} ({took})");
+                println!("ok    {}{name} ({took})", self.suite);
             }
             Err(error) => {
                 self.failed += 1;
-                println!("FAIL  {name} ({took})\n      {error:#}");
+                println!("FAIL  {}{name} ({took})\n      {error:#}", self.suite);
             }
         }
         result
     }
 
     /// A line that is not a step.
+    pub fn say(&self, text: impl std::fmt::Display) {
+        println!("{text}");
+    }
+
+    /// Something to watch, for who wants to.
     pub fn note(&self, text: impl std::fmt::Display) {
-        println!("      {text}");
+        if self.notes {
+            println!("      {text}");
+        }
+    }
+
+    /// A program's output to watch.
+    pub fn note_lines(&self, text: &str) {
+        text.lines().for_each(|line| self.note(line));
     }
 
     /// Prints `N passed, N failed`; true when nothing failed and something ran.

@@ -6,8 +6,9 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use storagelink_e2e::{
     artifacts::{self, Artifacts},
-    check, isolate,
+    check, demo, isolate,
     lab::Places,
+    suites::{self, Suite},
 };
 
 #[derive(Parser)]
@@ -30,6 +31,14 @@ struct Arguments {
 enum Command {
     /// Boot two guests and prove that fabrics can be cut and healed
     Check,
+    /// Run the main job with its output to watch
+    Demo,
+    /// Run suites; one line a step, then `N passed, N failed`
+    Suite {
+        /// Which one
+        #[arg(value_enum)]
+        name: Suite,
+    },
 }
 
 #[allow(clippy::print_stderr, reason = "a command-line program")]
@@ -63,6 +72,8 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     let passed = runtime.block_on(async {
         match arguments.command {
             Command::Check => check::run(&artifacts, &places).await,
+            Command::Demo => demo::run(&artifacts, &places).await,
+            Command::Suite { name } => suites::run(name, &artifacts, &places).await,
         }
     })?;
     Ok(if passed {

@@ -1,0 +1,311 @@
+//! The product running in a lab, and the CSI calls an orchestrator makes to it.
+
+use std::{collections::HashMap, fmt, time::Duration};
+
+use anyhow::Result;
+use storagelink_proto::csi::v1::{
+    CapacityRange, ControllerPublishVolumeRequest, ControllerUnpublishVolumeRequest, CreateVolumeRequest,
+    DeleteVolumeRequest, NodeGetInfoRequest, NodePublishVolumeRequest, NodeStageVolumeRequest,
+    NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, VolumeCapability,
+    controller_client::ControllerClient,
+    node_client::NodeClient,
+    volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume, access_mode::Mode},
+};
+use tonic::{Code, Request, transport::Channel};
+
+use super::volume::Volume;
+use crate::{
+    guest::Guest,
+    lab::Lab,
+    roles::{
+        array::{self, Array},
+        node,
+    },
+};
+
+/// What a sidecar gives a call (external-provisioner's and kubelet's order of magnitude).
+const CALL_LIMIT: Duration = Duration::from_secs(60);
+
+/// A refused call: its code and text.
+#[derive(Debug, Clone)]
+pub struct Refused {
+    call: &'static str,
+    /// The CSI code.
+    pub code: Code,
+    /// The text an administrator reads.
+    pub message: String,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {:?}: {}", self.call, self.code, self.message)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// How a volume is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// A file system of this type.
+    Mount(&'static str),
+    /// The raw device.
+    Block,
+}
+
+impl Form {
+    /// As the orchestrator says it, for one node.
+    #[must_use]
+    pub fn capability(self) -> VolumeCapability {
+        let access_type = match self {
+            Self::Mount(fs_type) => AccessType::Mount(MountVolume {
+                fs_type: fs_type.to_owned(),
+                ..MountVolume::default()
+            }),
+            Self::Block => AccessType::Block(BlockVolume {}),
+        };
+        VolumeCapability {
+            access_mode: Some(AccessMode {
+                mode: Mode::SingleNodeWriter.into(),
+            }),
+            access_type: Some(access_type),
+        }
+    }
+}
+
+/// A node plugin.
+#[derive(Debug)]
+pub struct NodeEnd {
+    channel: Channel,
+    /// As NodeGetInfo says.
+    pub id: String,
+}
+
+/// A lab with the product running on it.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The lab below.
+    pub lab: Lab,
+    /// The gateway's access.
+    pub array: Array,
+    controller: Channel,
+    nodes: Vec<NodeEnd>,
+}
+
+impl Cluster {
+    /// Starts the gateway on the array, a plugin on each node (udev on every second one), the controller on the first.
+    pub async fn start(lab: Lab) -> Result<Self> {
+        array::prepare(lab.array()).await?;
+        let array = array::start_gateway(&lab).await?;
+        let mut nodes = Vec::new();
+        for (number, guest) in lab.nodes().iter().enumerate() {
+            node::prepare(guest, number % 2 == 1).await?;
+            let channel = node::start_plugin(&lab, guest).await?;
+            let request = limited(NodeGetInfoRequest {});
+            let info = NodeClient::new(channel.clone()).node_get_info(request).await;
+            let id = info.map_err(refused("NodeGetInfo"))?.into_inner().node_id;
+            nodes.push(NodeEnd { channel, id });
+        }
+        let controller = node::start_controller(&lab, lab.node(0), &array).await?;
+        Ok(Self {
+            lab,
+            array,
+            controller,
+            nodes,
+        })
+    }
+
+    /// The guest of a node.
+    #[must_use]
+    pub fn guest(&self, node: usize) -> &Guest {
+        self.lab.node(node)
+    }
+
+    /// StorageClass parameters that name the lab's aggregate.
+    #[must_use]
+    pub fn parameters(&self) -> HashMap<String, String> {
+        [("system", array::SYSTEM), ("aggregate", array::AGGREGATE_NAME)]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into()
+    }
+
+    /// CreateVolume with these parameters.
+    pub async fn create_with(
+        &self,
+        name: &str,
+        bytes: i64,
+        form: Form,
+        parameters: HashMap<String, String>,
+    ) -> Result<Volume, Refused> {
+        let request = CreateVolumeRequest {
+            name: name.to_owned(),
+            capacity_range: Some(CapacityRange {
+                required_bytes: bytes,
+                limit_bytes: 0,
+            }),
+            volume_capabilities: vec![form.capability()],
+            parameters,
+            ..CreateVolumeRequest::default()
+        };
+        let answer = ControllerClient::new(self.controller.clone())
+            .create_volume(limited(request))
+            .await;
+        let volume = answer
+            .map_err(refused("CreateVolume"))?
+            .into_inner()
+            .volume
+            .unwrap_or_default();
+        Ok(Volume::new(volume, form))
+    }
+
+    /// CreateVolume on the lab's aggregate.
+    pub async fn create(&self, name: &str, bytes: i64, form: Form) -> Result<Volume, Refused> {
+        self.create_with(name, bytes, form, self.parameters()).await
+    }
+
+    /// DeleteVolume.
+    pub async fn delete(&self, volume: &Volume) -> Result<(), Refused> {
+        let request = DeleteVolumeRequest {
+            volume_id: volume.id.clone(),
+            ..DeleteVolumeRequest::default()
+        };
+        let answer = ControllerClient::new(self.controller.clone())
+            .delete_volume(limited(request))
+            .await;
+        answer.map(drop).map_err(refused("DeleteVolume"))
+    }
+
+    /// ControllerPublishVolume; the publish context.
+    pub async fn attach(&self, volume: &Volume, node: usize) -> Result<HashMap<String, String>, Refused> {
+        let request = ControllerPublishVolumeRequest {
+            volume_id: volume.id.clone(),
+            node_id: self.nodes[node].id.clone(),
+            volume_capability: Some(volume.form.capability()),
+            volume_context: volume.context.clone(),
+            ..ControllerPublishVolumeRequest::default()
+        };
+        let answer = ControllerClient::new(self.controller.clone())
+            .controller_publish_volume(limited(request))
+            .await;
+        Ok(answer
+            .map_err(refused("ControllerPublishVolume"))?
+            .into_inner()
+            .publish_context)
+    }
+
+    /// ControllerUnpublishVolume.
+    pub async fn detach(&self, volume: &Volume, node: usize) -> Result<(), Refused> {
+        let request = ControllerUnpublishVolumeRequest {
+            volume_id: volume.id.clone(),
+            node_id: self.nodes[node].id.clone(),
+            ..ControllerUnpublishVolumeRequest::default()
+        };
+        let answer = ControllerClient::new(self.controller.clone())
+            .controller_unpublish_volume(limited(request))
+            .await;
+        answer.map(drop).map_err(refused("ControllerUnpublishVolume"))
+    }
+
+    /// NodeStageVolume. The staging directory must be there ([`Volume::make_directories`]).
+    pub async fn stage(
+        &self,
+        volume: &Volume,
+        node: usize,
+        publish_context: &HashMap<String, String>,
+    ) -> Result<(), Refused> {
+        let request = NodeStageVolumeRequest {
+            volume_id: volume.id.clone(),
+            publish_context: publish_context.clone(),
+            staging_target_path: volume.staging(),
+            volume_capability: Some(volume.form.capability()),
+            volume_context: volume.context.clone(),
+            ..NodeStageVolumeRequest::default()
+        };
+        let answer = self.node(node).node_stage_volume(limited(request)).await;
+        answer.map(drop).map_err(refused("NodeStageVolume"))
+    }
+
+    /// NodeUnstageVolume.
+    pub async fn unstage(&self, volume: &Volume, node: usize) -> Result<(), Refused> {
+        let request = NodeUnstageVolumeRequest {
+            volume_id: volume.id.clone(),
+            staging_target_path: volume.staging(),
+        };
+        let answer = self.node(node).node_unstage_volume(limited(request)).await;
+        answer.map(drop).map_err(refused("NodeUnstageVolume"))
+    }
+
+    /// NodePublishVolume.
+    pub async fn publish(
+        &self,
+        volume: &Volume,
+        node: usize,
+        publish_context: &HashMap<String, String>,
+    ) -> Result<(), Refused> {
+        let request = NodePublishVolumeRequest {
+            volume_id: volume.id.clone(),
+            publish_context: publish_context.clone(),
+            staging_target_path: volume.staging(),
+            target_path: volume.target(),
+            volume_capability: Some(volume.form.capability()),
+            volume_context: volume.context.clone(),
+            ..NodePublishVolumeRequest::default()
+        };
+        let answer = self.node(node).node_publish_volume(limited(request)).await;
+        answer.map(drop).map_err(refused("NodePublishVolume"))
+    }
+
+    /// NodeUnpublishVolume.
+    pub async fn unpublish(&self, volume: &Volume, node: usize) -> Result<(), Refused> {
+        let request = NodeUnpublishVolumeRequest {
+            volume_id: volume.id.clone(),
+            target_path: volume.target(),
+        };
+        let answer = self.node(node).node_unpublish_volume(limited(request)).await;
+        answer.map(drop).map_err(refused("NodeUnpublishVolume"))
+    }
+
+    /// SIGKILL of the gateway, then a fresh one.
+    pub async fn restart_gateway(&mut self) -> Result<()> {
+        let guest = self.lab.array();
+        guest.kill(array::PROCESS, 9).await?;
+        guest.wait(array::PROCESS, CALL_LIMIT).await?;
+        array::spawn_gateway(&self.lab).await.map(drop)
+    }
+
+    /// SIGKILL of the controller, then a fresh one.
+    pub async fn restart_controller(&mut self) -> Result<()> {
+        let guest = self.lab.node(0);
+        guest.kill(node::CONTROLLER, 9).await?;
+        guest.wait(node::CONTROLLER, CALL_LIMIT).await?;
+        self.controller = node::spawn_controller(&self.lab, guest).await?;
+        Ok(())
+    }
+
+    /// SIGKILL of a node plugin and whatever it started, then a fresh one.
+    pub async fn restart_plugin(&mut self, number: usize) -> Result<()> {
+        let guest = self.lab.node(number);
+        guest.kill(node::NODE, 9).await?;
+        guest.wait(node::NODE, CALL_LIMIT).await?;
+        self.nodes[number].channel = node::start_plugin(&self.lab, guest).await?;
+        Ok(())
+    }
+
+    fn node(&self, node: usize) -> NodeClient<Channel> {
+        NodeClient::new(self.nodes[node].channel.clone())
+    }
+}
+
+fn limited<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(CALL_LIMIT);
+    request
+}
+
+fn refused(call: &'static str) -> impl FnOnce(tonic::Status) -> Refused {
+    move |status| Refused {
+        call,
+        code: status.code(),
+        message: status.message().to_owned(),
+    }
+}

@@ -1,0 +1,186 @@
+//! Killed at any instruction, either side goes on: SIGKILL of gateway, controller and node plugin at several moments of each
+//! call. The retried call must succeed, and in the end nothing may be left.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+
+use super::{
+    cluster::{Cluster, Form, Refused},
+    volume::Volume,
+};
+use crate::{
+    report::Report,
+    roles::{array, inspect},
+    wait,
+};
+
+const SIZE: i64 = 256 << 20;
+/// When the kill comes, in percent of the time the call took undisturbed.
+const MOMENTS: [u32; 4] = [5, 30, 60, 90];
+/// A sidecar retries for ever; here a retried call must be through by then.
+const RETRY_LIMIT: Duration = Duration::from_secs(60);
+
+/// Who dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    Gateway,
+    Controller,
+    Plugin,
+}
+
+/// The calls in the order of a volume's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Call {
+    Create,
+    Attach,
+    Stage,
+    Publish,
+    Unpublish,
+    Unstage,
+    Detach,
+    Delete,
+}
+
+impl Call {
+    const LIFE: [Self; 8] = [
+        Self::Create,
+        Self::Attach,
+        Self::Stage,
+        Self::Publish,
+        Self::Unpublish,
+        Self::Unstage,
+        Self::Detach,
+        Self::Delete,
+    ];
+
+    fn is_of_the_node(self) -> bool {
+        matches!(
+            self,
+            Self::Stage | Self::Publish | Self::Unpublish | Self::Unstage
+        )
+    }
+}
+
+/// A volume and its context as far as its life went.
+#[derive(Default)]
+struct Life {
+    volume: Option<Volume>,
+    context: HashMap<String, String>,
+}
+
+/// Runs the steps in order; the first that fails ends the suite.
+pub async fn run(report: &mut Report, cluster: &mut Cluster) -> Result<()> {
+    let before = (
+        inspect::snapshot(cluster.guest(0)).await?,
+        array::snapshot(cluster.lab.array()).await?,
+    );
+    let times = report
+        .step("every call undisturbed, for its time", undisturbed(cluster))
+        .await?;
+    for victim in [Victim::Gateway, Victim::Controller, Victim::Plugin] {
+        for moment in MOMENTS {
+            report
+                .step(
+                    &format!("SIGKILL of the {victim:?} at {moment} % of each of its calls"),
+                    one_life(cluster, victim, moment, &times),
+                )
+                .await?;
+        }
+    }
+    report
+        .step("nothing is left on the node and on the array", async {
+            inspect::same("node", &before.0, &inspect::snapshot(cluster.guest(0)).await?)?;
+            inspect::same("array", &before.1, &array::snapshot(cluster.lab.array()).await?)
+        })
+        .await
+}
+
+async fn undisturbed(cluster: &Cluster) -> Result<Vec<Duration>> {
+    let mut life = Life::default();
+    let mut times = Vec::new();
+    for call in Call::LIFE {
+        let start = Instant::now();
+        make(cluster, call, &mut life, "kill-none").await?;
+        times.push(start.elapsed());
+    }
+    Ok(times)
+}
+
+async fn one_life(cluster: &mut Cluster, victim: Victim, moment: u32, times: &[Duration]) -> Result<()> {
+    let mut life = Life::default();
+    let name = format!("kill-{victim:?}-{moment}").to_lowercase();
+    for (call, time) in Call::LIFE.into_iter().zip(times) {
+        if call.is_of_the_node() == (victim == Victim::Plugin) {
+            // The moment is the experiment, not a way to wait for something.
+            let kill = tokio::time::sleep(*time * moment / 100);
+            tokio::select! {
+                biased;
+                () = kill => {}
+                // Faster than last time: then the kill comes just after the answer, and the retry proves idempotence.
+                answer = make(cluster, call, &mut life, &name) => { answer.with_context(|| format!("{call:?}"))?; }
+            }
+            restart(cluster, victim).await?;
+        }
+        retry(cluster, call, &mut life, &name).await?;
+    }
+    Ok(())
+}
+
+async fn restart(cluster: &mut Cluster, victim: Victim) -> Result<()> {
+    let restarted = match victim {
+        Victim::Gateway => cluster.restart_gateway().await,
+        Victim::Controller => cluster.restart_controller().await,
+        Victim::Plugin => cluster.restart_plugin(0).await,
+    };
+    restarted.with_context(|| format!("restart of the {victim:?}"))
+}
+
+/// Calls until it succeeds, as a sidecar does.
+async fn retry(cluster: &Cluster, call: Call, life: &mut Life, name: &str) -> Result<Duration> {
+    wait::until(&format!("{call:?} again"), RETRY_LIMIT, async || {
+        make(cluster, call, life, name).await?;
+        Ok(true)
+    })
+    .await
+}
+
+async fn make(cluster: &Cluster, call: Call, life: &mut Life, name: &str) -> Result<()> {
+    if call == Call::Create {
+        life.volume = Some(cluster.create(name, SIZE, Form::Mount("ext4")).await?);
+        return Ok(());
+    }
+    let volume = life.volume.as_ref().context("no volume yet")?;
+    if call == Call::Stage {
+        volume.make_directories(cluster.guest(0)).await?;
+    }
+    let answer: Result<(), Refused> = match call {
+        Call::Create => Ok(()),
+        Call::Attach => cluster
+            .attach(volume, 0)
+            .await
+            .map(|context| life.context = context),
+        Call::Stage => cluster.stage(volume, 0, &life.context).await,
+        Call::Publish => cluster.publish(volume, 0, &life.context).await,
+        Call::Unpublish => cluster.unpublish(volume, 0).await,
+        Call::Unstage => cluster.unstage(volume, 0).await,
+        Call::Detach => cluster.detach(volume, 0).await,
+        Call::Delete => cluster.delete(volume).await,
+    };
+    answer?;
+    if call == Call::Detach {
+        // Only once: a repeated detach finds them gone.
+        if cluster
+            .guest(0)
+            .exec(&["test", "-e", &volume.staging()])
+            .await
+            .is_ok()
+        {
+            volume.remove_directories(cluster.guest(0)).await?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,96 @@
+//! What is proved on real kernels. One lab serves all suites: an array and two nodes, the first without udev, the second
+//! with it, the controller beside the first node's plugin.
+
+pub mod cluster;
+pub mod kill;
+pub mod main_job;
+pub mod sanity;
+pub mod sharing;
+pub mod volume;
+pub mod wrong_wwid;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::{
+    artifacts::Artifacts,
+    lab::{Lab, LabSpec, Places},
+    report::Report,
+};
+use cluster::Cluster;
+
+/// A suite by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Suite {
+    /// Create to I/O over two paths, one cut under it, and back to nothing
+    MainJob,
+    /// Two volumes on one target, from one node and from two
+    Sharing,
+    /// A wrong identity in the publish context
+    WrongWwid,
+    /// csi-sanity on the live sockets
+    Sanity,
+    /// SIGKILL of gateway, controller and node plugin in the middle of calls
+    Kill,
+    /// Every one of them
+    All,
+}
+
+impl Suite {
+    /// The suites behind this name, in the order to run them.
+    fn members(self) -> Vec<Self> {
+        match self {
+            Self::All => vec![
+                Self::MainJob,
+                Self::Sharing,
+                Self::WrongWwid,
+                Self::Sanity,
+                Self::Kill,
+            ],
+            one => vec![one],
+        }
+    }
+
+    fn name(self) -> String {
+        self.to_possible_value()
+            .map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
+/// Boots the lab and runs the suites; a failed step ends its suite, not the others. True when every step passed.
+pub async fn run(suite: Suite, artifacts: &Artifacts, places: &Places) -> Result<bool> {
+    let mut report = Report::default();
+    let spec = LabSpec::new(&format!("suite-{}", suite.name()), 2);
+    let lab = report
+        .step(
+            "lab: boot an array and two nodes",
+            Lab::start(&spec, artifacts, places),
+        )
+        .await?;
+    // A cluster that does not come up keeps its results: the lab goes with the namespaces.
+    let mut cluster = report
+        .step(
+            "lab: start gateway, controller and node plugins",
+            Cluster::start(lab),
+        )
+        .await?;
+    for suite in suite.members() {
+        report.suite(&suite.name());
+        let outcome = match suite {
+            Suite::MainJob => main_job::run(&mut report, &cluster).await,
+            Suite::Sharing => sharing::run(&mut report, &cluster).await,
+            Suite::WrongWwid => wrong_wwid::run(&mut report, &cluster).await,
+            Suite::Sanity => sanity::run(&mut report, &cluster).await,
+            Suite::Kill => kill::run(&mut report, &mut cluster).await,
+            Suite::All => Ok(()),
+        };
+        // Its line is printed already.
+        drop(outcome);
+    }
+    let passed = report.close();
+    if !passed {
+        report.say(format!("consoles and logs: {}", cluster.lab.results().display()));
+    }
+    cluster.lab.stop(passed).await?;
+    Ok(passed)
+}
