@@ -97,7 +97,13 @@ pub(super) struct Iscsiadm {
     database: Arc<tokio::sync::RwLock<()>>,
 }
 
-/// For a call that only touches files: the database's own lock is waited for up to 30 s, longer than anybody should.
+/// Part of every time limit: how long iscsiadm waits for the lock of its database (idbm.c, idbm_lock: 3000 pauses of 10 ms,
+/// 36 s on a slow machine) before it goes on
+/// without, and then removes it. A lock that a killed iscsiadm left behind is got rid of only by one that is given this
+/// time: killed earlier, each would fail like the one before.
+const LOCK_WAIT: Duration = Duration::from_secs(45);
+
+/// For the work itself of a call that only touches files.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// How often a call is repeated that found the database changing: iscsiadm walks all entries of a target and gives up
@@ -213,7 +219,7 @@ impl Iscsiadm {
         let portal_argument = argument(portal);
         let mut args = vec!["-m", "node", "-T", &portal.target, "-p", &portal_argument];
         args.extend(rest);
-        let invocation = Invocation::new(Program::Iscsiadm, args, limit);
+        let invocation = Invocation::new(Program::Iscsiadm, args, LOCK_WAIT + limit);
         for _ in 1..DATABASE_TRIES {
             let finished = self.programs.run(invocation.clone()).await?;
             if finished.code() != Some(exit::IDBM) {
