@@ -2,7 +2,7 @@
 //!
 //! prost derives Debug, and a derived Debug prints secrets. The fields that CSI marks `csi_secret` are found in the descriptors,
 //! so that no message can be forgotten: their messages get a Debug made here that prints the other fields and, of a secret one,
-//! only how many entries it has.
+//! only how many keys it has.
 
 use std::{error::Error, fmt::Write as _, path::PathBuf};
 
@@ -38,6 +38,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Messages with at least one field marked `csi_secret`, each with the names of those fields.
+///
+/// Only maps may be marked: their Debug tells the number of keys, which of a string would be its length.
 fn secret_messages(pool: &DescriptorPool) -> Vec<(MessageDescriptor, Vec<String>)> {
     let mark = pool
         .get_extension_by_name("csi.v1.csi_secret")
@@ -47,7 +49,10 @@ fn secret_messages(pool: &DescriptorPool) -> Vec<(MessageDescriptor, Vec<String>
             let fields: Vec<String> = message
                 .fields()
                 .filter(|field| matches!(field.options().get_extension(&mark).as_ref(), Value::Bool(true)))
-                .map(|field| field.name().to_owned())
+                .map(|field| {
+                    assert!(field.is_map(), "{}: a secret that is no map", field.full_name());
+                    field.name().to_owned()
+                })
                 .collect();
             (!fields.is_empty()).then_some((message, fields))
         })

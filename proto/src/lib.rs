@@ -25,11 +25,14 @@ pub mod storagelink {
 /// The encoded `FileDescriptorSet` of all .proto files, with their imports.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
-/// Stands for a secret in Debug output: tells how many entries there are and nothing of them.
+/// Stands for a secret in Debug output: tells how many keys there are and nothing of them.
 struct Redacted(usize);
 
 impl std::fmt::Debug for Redacted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "<redacted: {} entries>", self.0)
+        match self.0 {
+            1 => f.write_str("<redacted: 1 key>"),
+            keys => write!(f, "<redacted: {keys} keys>"),
+        }
     }
 }
