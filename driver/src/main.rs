@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use storagelink_csi::controller;
+use storagelink_csi::{controller, node};
 use tracing_subscriber::EnvFilter;
 
 /// The CSI driver csi.storagelink.io.
@@ -30,6 +30,8 @@ enum LogFormat {
 enum Command {
     /// The controller service, beside external-provisioner and external-attacher.
     Controller(controller::Args),
+    /// The node service, on every node, beside node-driver-registrar.
+    Node(node::NodeArgs),
 }
 
 fn main() -> ExitCode {
@@ -60,5 +62,6 @@ fn start(cli: Cli) -> anyhow::Result<()> {
         .build()?;
     match cli.command {
         Command::Controller(args) => runtime.block_on(controller::run(args)),
+        Command::Node(args) => runtime.block_on(node::run(args)),
     }
 }

@@ -1,1 +1,120 @@
-//! The CSI Node service: stages, publishes and expands volumes on this host. It never calls the gateway.
+//! The CSI Node service: stages, publishes, measures and grows volumes on this host.
+//!
+//! # Rules
+//!
+//! - The kernel is the truth: a volume's map is found by its name, its mounts by the map's device number. The journal
+//!   is a hint.
+//! - No call leads to the gateway or to the API server.
+//! - One operation per volume at a time ([`guard`]); volumes never wait for one another.
+//! - An operation that was begun goes on when its caller goes away, so that nothing is left half done without need. A
+//!   process that is killed leaves what the next call, from the kernel's state, goes on from.
+//!
+//! # Layout
+//!
+//! [`service`] speaks gRPC; [`validate`] checks fields; [`stage`], [`unstage`], [`publish`], [`stats`], [`expand`] are
+//! one operation each; [`prepare`] decides about file systems; [`view`] reads the kernel; [`joins`] brings up late
+//! paths; [`transport`] is the seam to iSCSI; [`run`] is the program.
+
+use std::{path::PathBuf, sync::Arc};
+
+use storagelink_multipath::{Engine, host::Host};
+
+use crate::{
+    mount::{Mounter, Mounts},
+    programs::Programs,
+};
+
+mod expand;
+pub mod guard;
+pub mod info;
+mod iscsi;
+pub mod joins;
+pub mod journal;
+pub mod prepare;
+mod publish;
+mod run;
+mod service;
+mod stage;
+mod stats;
+pub mod transport;
+mod unstage;
+pub mod validate;
+pub mod view;
+
+#[cfg(test)]
+mod tests;
+
+pub use expand::ExpandError;
+pub use publish::{PublishError, UnpublishError};
+pub use run::{NodeArgs, run};
+pub use service::NodeService;
+pub use stage::StageError;
+pub use stats::StatsError;
+pub use unstage::UnstageError;
+
+use guard::Guards;
+use joins::Joins;
+use journal::{Journal, JournalError};
+use transport::Transport;
+
+/// Who and where this node is.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The node's name in Kubernetes.
+    pub node_name: String,
+    /// The file with the line `InitiatorName=`.
+    pub initiator_name_file: PathBuf,
+    /// The plugin's state directory.
+    pub state_dir: PathBuf,
+    /// Where a container sees the host's root; `None` when the plugin runs on the host itself.
+    pub host_root: Option<PathBuf>,
+}
+
+/// The outside of the node: everything that it touches.
+#[derive(Clone)]
+pub struct Outside {
+    /// The kernel's devices.
+    pub host: Host,
+    /// The multipath engine over them.
+    pub engine: Engine,
+    /// The mount table.
+    pub mounts: Arc<dyn Mounts>,
+    /// Programs.
+    pub programs: Arc<dyn Programs>,
+    /// Transports.
+    pub transport: Arc<dyn Transport>,
+}
+
+/// The node. Clones share everything.
+#[derive(Clone)]
+pub struct Node(Arc<Inner>);
+
+struct Inner {
+    config: Config,
+    host: Host,
+    engine: Engine,
+    mounter: Mounter,
+    programs: Arc<dyn Programs>,
+    transport: Arc<dyn Transport>,
+    journal: Journal,
+    guards: Guards,
+    joins: Joins,
+}
+
+impl Node {
+    /// Opens the state directory. Nothing of the kernel is touched.
+    pub fn new(config: Config, outside: Outside) -> Result<Self, JournalError> {
+        let journal = Journal::open(&config.state_dir)?;
+        Ok(Self(Arc::new(Inner {
+            config,
+            host: outside.host,
+            engine: outside.engine,
+            mounter: Mounter::new(outside.mounts),
+            programs: outside.programs,
+            transport: outside.transport,
+            journal,
+            guards: Guards::default(),
+            joins: Joins::default(),
+        })))
+    }
+}

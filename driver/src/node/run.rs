@@ -1,0 +1,146 @@
+//! The subcommand `node`: finds what this host has, goes on from what a predecessor left, serves, stops.
+//!
+//! Stopping touches no map and no mount: I/O goes on without the plugin.
+
+use std::{path::PathBuf, sync::Arc};
+
+use anyhow::Context;
+use storagelink_multipath::{Engine, Host};
+use tokio_util::sync::CancellationToken;
+
+use super::{Config, Node, NodeService, Outside, info};
+use crate::{
+    attach::iscsi::{self, Initiator},
+    codes::chain,
+    identity::IdentityService,
+    mount::HostMounts,
+    programs::HostPrograms,
+    publish_context::PublishContext,
+    server::{Services, serve, termination},
+};
+
+/// The command line of `storagelink-csi node`.
+#[derive(Debug, clap::Args)]
+pub struct NodeArgs {
+    /// Where kubelet and the CSI sidecars connect: unix:///<absolute path>.
+    #[arg(long, env = "CSI_ENDPOINT")]
+    pub endpoint: String,
+    /// This node's name in Kubernetes.
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: String,
+    /// Where the plugin keeps what it intends; must survive a restart of the plugin.
+    #[arg(long, default_value = "/var/lib/storagelink-csi")]
+    pub state_dir: PathBuf,
+    /// The file in which open-iscsi keeps this host's initiator name.
+    #[arg(long, default_value = "/etc/iscsi/initiatorname.iscsi")]
+    pub initiator_name_file: PathBuf,
+    /// Where the plugin sees the host's root file system, when it runs in a container.
+    #[arg(long)]
+    pub host_root: Option<PathBuf>,
+}
+
+/// Runs until SIGTERM.
+pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
+    let stop = termination().context("signals")?;
+    let host_root = args.host_root.filter(|root| root.as_os_str() != "/");
+    let programs = Arc::new(HostPrograms::find(host_root.as_deref()));
+    for program in programs.missing() {
+        tracing::warn!(%program, package = program.debian_package(), "program is not installed");
+    }
+    let host = Host::kernel(args.state_dir.join("dev"));
+    let engine = Engine::new(host.clone());
+    let mut attach = iscsi::Config::new(&args.state_dir);
+    if let Some(root) = &host_root {
+        attach.host_root.clone_from(root);
+    }
+    attach.initiator_name = match info::initiator_name(&args.initiator_name_file) {
+        Ok(name) => Some(name),
+        Err(error) => {
+            // NodeGetInfo says it too, until it is put right.
+            tracing::warn!(error = chain(&error), "this node has no initiator name");
+            None
+        }
+    };
+    let probe = Arc::new(iscsi::Network);
+    let initiator =
+        Initiator::new(host.clone(), programs.clone(), probe, attach).context("state directory")?;
+    let config = Config {
+        node_name: args.node_name,
+        initiator_name_file: args.initiator_name_file,
+        state_dir: args.state_dir,
+        host_root,
+    };
+    let outside = Outside {
+        host,
+        engine: engine.clone(),
+        mounts: Arc::new(HostMounts),
+        programs,
+        transport: Arc::new(initiator),
+    };
+    let node = Node::new(config, outside).context("state directory")?;
+    // Before anybody calls: a suspended map hangs whatever touches it.
+    if let Err(error) = engine.adopt().await {
+        tracing::error!(error = chain(&error), "cannot look at this host's maps");
+    }
+    let stopping = CancellationToken::new();
+    let monitor = {
+        let (engine, stopping) = (engine.clone(), stopping.clone());
+        tokio::spawn(async move { engine.monitor(stopping.cancelled()).await })
+    };
+    // In the background: nobody has to wait for it.
+    let resumed = tokio::spawn({
+        let node = node.clone();
+        async move { node.go_on().await }
+    });
+    let services = Services::new()
+        .with(IdentityService::server())
+        .with(NodeService::new(node).server());
+    let served = serve(&args.endpoint, services, stop).await;
+    stopping.cancel();
+    resumed.abort();
+    if let Err(error) = monitor.await {
+        tracing::error!(%error, "the path monitor ended unexpectedly");
+    }
+    Ok(served?)
+}
+
+impl Node {
+    /// Goes on from what a predecessor left: brings up paths that are missing, ends sessions that nobody uses.
+    pub async fn go_on(&self) {
+        match self.resume_joins().await {
+            Ok(started) => tracing::info!(started, "looked after the volumes of this node"),
+            Err(error) => tracing::warn!(
+                error = chain(error.as_ref()),
+                "cannot look after this node's volumes"
+            ),
+        }
+        if let Err(error) = self.0.transport.sweep().await {
+            tracing::warn!(error = chain(&error), "some sessions could not be cleaned up");
+        }
+    }
+
+    async fn resume_joins(&self) -> Result<usize, Box<dyn std::error::Error + Send + Sync>> {
+        let maps = self.0.engine.maps().await?;
+        let mut started = 0;
+        for (volume, entry) in self.0.journal.list().await? {
+            let Some(map) = maps.iter().find(|map| map.volume == volume.to_string()) else {
+                continue;
+            };
+            // A stage or unstage that did not end is the next call's business.
+            let Ok(context) = PublishContext::from_map(&entry.publish_context) else {
+                continue;
+            };
+            let there = map.paths().filter(|p| !p.name.is_empty()).count();
+            if !entry.staged || there >= context.portals.len() {
+                continue;
+            }
+            let portals = context.portals.clone();
+            let (transport, engine) = (self.0.transport.clone(), self.0.engine.clone());
+            self.0
+                .joins
+                .start(volume, map.wwid.clone(), context, portals, transport, engine);
+            started += 1;
+        }
+        Ok(started)
+    }
+}

@@ -1,0 +1,228 @@
+//! NodeUnstageVolume: from a mounted file system and a map to nothing.
+//!
+//! Order: end the background joins; see that no target still shows the volume; unmount; remove the map; delete its SCSI
+//! devices and end the sessions that are ours and unused; remove the record. Nothing there is success at every step. It
+//! must never ask the gateway or the API server, never unmount what is not the volume's, and never start an unmount
+//! that cannot end: without a usable path it would sleep in the kernel until one is back.
+
+use std::{path::PathBuf, time::Duration};
+
+use storagelink_multipath::{Map, PathView, engine::RemoveError};
+use tonic::Code;
+use uuid::Uuid;
+
+use super::{
+    Inner,
+    guard::Guard,
+    joins::StillJoining,
+    journal::{Entry, JournalError},
+    transport::TransportError,
+    view::{self, Top},
+};
+use crate::{codes::Coded, ids::VolumeId, mount::MountError, publish_context::PublishContext};
+
+/// Time limit of flushing and removing the map.
+const REMOVE: Duration = Duration::from_secs(30);
+/// More mounts than this on top of one another are not ours.
+const STACK: usize = 16;
+
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a volume is still there.
+#[derive(Debug, thiserror::Error)]
+pub enum UnstageError {
+    /// A target still shows it.
+    #[error("volume {volume} is still in use at {}", path.display())]
+    Published {
+        /// Which volume.
+        volume: Uuid,
+        /// Where.
+        path: PathBuf,
+    },
+    /// Something else is mounted at the staging path.
+    #[error("staging_target_path {}: what is mounted there is not volume {volume} ({source_name})", path.display())]
+    Foreign {
+        /// Which volume.
+        volume: Uuid,
+        /// The staging path.
+        path: PathBuf,
+        /// What.
+        source_name: String,
+    },
+    /// An unmount would have to write and cannot.
+    #[error(
+        "volume {volume} has no usable path: unmounting it would wait for one; it is tried again when one is back"
+    )]
+    NoPath {
+        /// Which volume.
+        volume: Uuid,
+    },
+    /// A background join did not end.
+    #[error(transparent)]
+    Joining(#[from] StillJoining),
+    /// A file in it, or the map, is open.
+    #[error("volume {volume} is busy")]
+    InUse {
+        /// Which volume.
+        volume: Uuid,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// The mount table.
+    #[error("volume {volume}")]
+    Mount {
+        /// Which volume.
+        volume: Uuid,
+        /// Why.
+        #[source]
+        source: MountError,
+    },
+    /// The multipath engine.
+    #[error("volume {volume}: {step}")]
+    Engine {
+        /// Which volume.
+        volume: Uuid,
+        /// What was being done.
+        step: &'static str,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// The transport.
+    #[error("volume {volume}")]
+    Transport {
+        /// Which volume.
+        volume: Uuid,
+        /// Why.
+        #[source]
+        source: TransportError,
+    },
+    /// The record.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
+impl Coded for UnstageError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Published { .. } | Self::Foreign { .. } | Self::InUse { .. } => Code::FailedPrecondition,
+            Self::NoPath { .. } | Self::Joining(_) => Code::Unavailable,
+            Self::Mount {
+                source: MountError::Overdue { .. },
+                ..
+            } => Code::DeadlineExceeded,
+            Self::Mount { .. } | Self::Engine { .. } | Self::Journal(_) => Code::Internal,
+            Self::Transport { source, .. } => source.code,
+        }
+    }
+}
+
+impl Inner {
+    /// Unstages a volume. Repeating it changes nothing.
+    pub(super) async fn unstage(
+        &self,
+        id: &VolumeId,
+        staging: PathBuf,
+        guard: Guard,
+    ) -> Result<(), UnstageError> {
+        let volume = id.uuid();
+        let mount = |source| UnstageError::Mount { volume, source };
+        let staging = self.mounter.resolve(&staging).await.map_err(mount)?;
+        self.joins.stop(volume).await?;
+        let entry = self.journal.get(volume).await?;
+        let map = self.map(volume).await.map_err(|source| UnstageError::Engine {
+            volume,
+            step: "look for its map",
+            source,
+        })?;
+        let disk = match &map {
+            Some(map) => Some(view::disk(&self.host, map).await.map_err(mount)?),
+            None => None,
+        };
+        for _ in 0..STACK {
+            let seen = self.look(disk.as_ref()).await.map_err(mount)?;
+            if let Some(path) = seen.besides(&[&staging]).first() {
+                return Err(UnstageError::Published {
+                    volume,
+                    path: path.to_path_buf(),
+                });
+            }
+            match seen.at(&staging) {
+                Top::Free => break,
+                Top::Foreign(other) => {
+                    let source_name = other.source.display().to_string();
+                    return Err(UnstageError::Foreign {
+                        volume,
+                        path: staging,
+                        source_name,
+                    });
+                }
+                Top::Ours(_) => {}
+            }
+            if map
+                .as_ref()
+                .is_some_and(|m| m.queue_if_no_path && !m.paths().any(PathView::is_usable))
+            {
+                return Err(UnstageError::NoPath { volume });
+            }
+            match self.mounter.unmount(&staging, guard.clone()).await {
+                Ok(_) => {}
+                Err(source) if source.errno() == Some(nix::libc::EBUSY) => {
+                    return Err(UnstageError::InUse {
+                        volume,
+                        source: source.into(),
+                    });
+                }
+                Err(source) => return Err(mount(source)),
+            }
+        }
+        self.tear_down(volume, map, entry.as_ref()).await?;
+        Ok(self.journal.remove(volume).await?)
+    }
+
+    /// Removes the map, the SCSI devices and the sessions of a volume that is mounted nowhere.
+    pub(super) async fn tear_down(
+        &self,
+        volume: Uuid,
+        map: Option<Map>,
+        entry: Option<&Entry>,
+    ) -> Result<(), UnstageError> {
+        let mut disks = Vec::new();
+        if let Some(map) = map {
+            disks = self
+                .engine
+                .remove(&map.wwid, REMOVE)
+                .await
+                .map_err(|error| match error {
+                    RemoveError::Busy { .. } => UnstageError::InUse {
+                        volume,
+                        source: error.into(),
+                    },
+                    error => UnstageError::Engine {
+                        volume,
+                        step: "remove its map",
+                        source: error.into(),
+                    },
+                })?;
+        }
+        // What a crash left between scan and map is found by where the volume was published. An entry that cannot be
+        // read does not keep the rest from being taken away.
+        let context = entry.and_then(|e| PublishContext::from_map(&e.publish_context).ok());
+        let done = self.transport.detach(&disks, context.as_ref()).await;
+        done.map_err(|source| UnstageError::Transport { volume, source })
+    }
+
+    /// The volume's map.
+    pub(super) async fn map(&self, volume: Uuid) -> Result<Option<Map>, Cause> {
+        self.engine
+            .find_by_volume(&volume.to_string())
+            .await
+            .map_err(Into::into)
+    }
+
+    /// The mount table, and the volume's mounts in it.
+    pub(super) async fn look(&self, disk: Option<&super::prepare::Disk>) -> Result<view::Seen, MountError> {
+        view::look(&self.mounter, disk, self.config.host_root.as_deref()).await
+    }
+}
