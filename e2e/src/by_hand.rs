@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     lab::Lab,
@@ -15,7 +15,7 @@ use crate::{
 
 const MAP: &str = "byhand";
 
-/// One LUN, two portals, two sessions, a round-robin map; a fabric cut and healed under the writer; one byte spoilt.
+/// One LUN, two portals, two sessions, a round-robin map; a fabric cut and healed under the writer; bytes spoilt.
 pub(crate) async fn steps(report: &mut Report, lab: &Lab) -> Result<()> {
     let (target, guest) = (lab.array(), lab.node(0));
     report
@@ -94,11 +94,11 @@ pub(crate) async fn steps(report: &mut Report, lab: &Lab) -> Result<()> {
         seconds(Duration::from_micros(summary.longest_us))
     ));
     report
-        .step("one spoilt byte on the array is found", async {
+        .step("spoilt bytes on the array are found", async {
             guest.exec(&["dmsetup", "remove", MAP]).await?;
             target
                 .shell(&format!(
-                    "printf X | dd of={}/lun0 bs=1 seek=5000 conv=notrunc status=none",
+                    "printf spoilt | dd of={}/lun0 bs=1 seek=5000 conv=notrunc status=none",
                     array::AGGREGATE
                 ))
                 .await?;
@@ -106,7 +106,8 @@ pub(crate) async fn steps(report: &mut Report, lab: &Lab) -> Result<()> {
                 .shell("ls -d /sys/block/sd* | head -1 | cut -d/ -f4")
                 .await?;
             let verdict = writer.verify(guest, Some(&format!("/dev/{disk}"))).await;
-            ensure!(verdict.is_err_and(|error| error.to_string().contains("block 1 is torn")));
+            let text = verdict.err().context("it was not found")?.to_string();
+            ensure!(text.contains("block 1 is torn"), "{text}");
             guest
                 .exec(&["iscsiadm", "-m", "node", "--logout"])
                 .await

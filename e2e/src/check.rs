@@ -19,6 +19,15 @@ pub async fn run(artifacts: &Artifacts, places: &Places) -> Result<bool> {
     let lab = report
         .step("boot an array and a node", Lab::start(&spec, artifacts, places))
         .await?;
+    for guest in std::iter::once(lab.array()).chain(lab.nodes()) {
+        let console = std::fs::read_to_string(guest.results().join("console.log")).unwrap_or_default();
+        console
+            .lines()
+            .filter(|line| line.starts_with("lab-agent:"))
+            .for_each(|line| {
+                report.note(format!("{}: {line}", guest.name()));
+            });
+    }
     let outcome = steps(&mut report, &lab).await;
     let passed = report.close() && outcome.is_ok();
     lab.stop(passed).await?;

@@ -57,6 +57,7 @@ impl Identity {
 /// Runs as process 1 and does not return while the guest lives.
 pub fn run() -> Result<()> {
     let identity = Identity::read()?;
+    stage("root");
     mounts(&identity)?;
     let modules: Vec<&str> = ["modprobe", "-a"]
         .into_iter()
@@ -65,7 +66,9 @@ pub fn run() -> Result<()> {
     if !identity.modules.is_empty() {
         say(programs::output_blocking(&modules, Path::new("/"), &[]).map(drop));
     }
+    stage("modules");
     network(&identity)?;
+    stage("network");
     nix::unistd::sethostname(&identity.name).context("set the host name")?;
 
     let service = programs::myself("serve").context("start the agent's service")?;
@@ -125,14 +128,27 @@ fn network(identity: &Identity) -> Result<()> {
     programs::output_blocking(&["ip", "-batch", "-"], Path::new("/"), batch.as_bytes()).map(drop)
 }
 
+/// What a slow boot is looked up by: the console says when each stage was reached.
+fn stage(name: &str) {
+    let uptime = fs::read_to_string("/proc/uptime").unwrap_or_default();
+    console(&format!(
+        "{name} at {} s",
+        uptime.split(' ').next().unwrap_or_default()
+    ));
+}
+
+fn say(result: Result<()>) {
+    if let Err(error) = result {
+        console(&format!("{error:#}"));
+    }
+}
+
 #[allow(
     clippy::print_stdout,
     reason = "standard output of process 1 is the guest's console"
 )]
-fn say(result: Result<()>) {
-    if let Err(error) = result {
-        println!("lab-agent: {error:#}");
-    }
+fn console(text: &str) {
+    println!("lab-agent: {text}");
 }
 
 #[cfg(test)]

@@ -43,8 +43,11 @@ pub enum Wrong {
 
 /// Fills `buffer` with the block.
 pub fn fill(buffer: &mut Buffer, seed: u64, block: u64, sequence: u64) {
-    for (bytes, word) in buffer.0.chunks_exact_mut(8).zip(words(seed, block, sequence)) {
-        bytes.copy_from_slice(&word.to_le_bytes());
+    let words = words(seed, block, sequence);
+    let mut index = 0;
+    while index < WORDS {
+        buffer.0[index * 8..index * 8 + 8].copy_from_slice(&words[index].to_le_bytes());
+        index += 1;
     }
 }
 
@@ -66,32 +69,38 @@ pub fn check(buffer: &Buffer, seed: u64, block: u64) -> Result<u64, Wrong> {
         });
     }
     let sequence = word(3);
-    match words(seed, block, sequence)
-        .enumerate()
-        .find(|&(index, expected)| word(index) != expected)
-    {
-        Some((index, _)) => Err(Wrong::Torn {
-            sequence,
-            byte: index * 8,
-        }),
-        None => Ok(sequence),
+    let mut expected = Buffer::default();
+    fill(&mut expected, seed, block, sequence);
+    if buffer.0 == expected.0 {
+        return Ok(sequence);
     }
+    let differs = buffer
+        .0
+        .iter()
+        .zip(&expected.0)
+        .position(|(found, expected)| found != expected);
+    Err(Wrong::Torn {
+        sequence,
+        byte: differs.unwrap_or_default(),
+    })
 }
 
 /// Header, then a xorshift64* stream (Vigna, "An experimental exploration of Marsaglia's xorshift generators") keyed by it.
-fn words(seed: u64, block: u64, sequence: u64) -> impl Iterator<Item = u64> {
+/// Plain loops: iterator chains are slow in an unoptimized build on an emulated processor.
+fn words(seed: u64, block: u64, sequence: u64) -> [u64; WORDS] {
+    let mut words = [0; WORDS];
+    words[..4].copy_from_slice(&[MAGIC, seed, block, sequence]);
     let mut state =
         (seed ^ block.rotate_left(20) ^ sequence.rotate_left(40)).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let stream = std::iter::repeat_with(move || {
+    let mut index = 4;
+    while index < WORDS {
         state ^= state >> 12;
         state ^= state << 25;
         state ^= state >> 27;
-        state.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    });
-    [MAGIC, seed, block, sequence]
-        .into_iter()
-        .chain(stream)
-        .take(WORDS)
+        words[index] = state.wrapping_mul(0x2545_f491_4f6c_dd1d);
+        index += 1;
+    }
+    words
 }
 
 #[cfg(test)]

@@ -153,7 +153,7 @@ mod tests {
             "{verdict:?}"
         );
         assert!(
-            verdict.first[1].starts_with("block 6 is torn or altered from byte 96"),
+            verdict.first[1].starts_with("block 6 is torn or altered from byte 100"),
             "{verdict:?}"
         );
     }
