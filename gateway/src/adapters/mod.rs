@@ -1,0 +1,3 @@
+//! The kinds of arrays.
+
+pub mod lio;

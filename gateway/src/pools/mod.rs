@@ -1,0 +1,5 @@
+//! Where volumes' data lie.
+
+pub mod reflink;
+
+pub use reflink::ReflinkPool;
