@@ -21,26 +21,16 @@ use crate::{
 
 /// A guest must announce itself within this time; seconds are normal, a loaded machine is not an error.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
-/// LIO with file backstores, and what targetcli and the aggregate need.
-const ARRAY_MODULES: [&str; 7] = [
-    "configfs",
+/// LIO with file backstores; configfs comes with it. File systems are loaded by the first mount, as on any host.
+const ARRAY_MODULES: [&str; 5] = [
     "target_core_mod",
     "target_core_file",
     "target_core_iblock",
     "iscsi_target_mod",
     "virtio_blk",
-    "xfs",
 ];
-/// What a node of a cluster has loaded, or may load.
-const NODE_MODULES: [&str; 7] = [
-    "dm-multipath",
-    "dm-round-robin",
-    "iscsi_tcp",
-    "sd_mod",
-    "ext4",
-    "xfs",
-    "btrfs",
-];
+/// What the driver asks a node to have loaded. The initiator's transport and the file systems come by themselves.
+const NODE_MODULES: [&str; 4] = ["dm-multipath", "dm-round-robin", "iscsi_tcp", "sd_mod"];
 
 /// What to boot.
 #[derive(Debug, Clone)]

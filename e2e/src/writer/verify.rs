@@ -145,7 +145,12 @@ mod tests {
             .open(&options.target)
             .unwrap();
         file.write_all_at(&stale.0, 3 * 4096).unwrap();
-        file.write_all_at(&[0xff], 6 * 4096 + 100).unwrap();
+        let mut byte = [0];
+        std::fs::File::open(&options.target)
+            .unwrap()
+            .read_exact_at(&mut byte, 6 * 4096 + 100)
+            .unwrap();
+        file.write_all_at(&[!byte[0]], 6 * 4096 + 100).unwrap();
         let verdict = run(&verify).unwrap();
         assert_eq!(verdict.wrong, 2, "{verdict:?}");
         assert!(
