@@ -158,7 +158,9 @@ impl Initiator {
 
     async fn session_inner(&self, portal: &Portal, answered: &AtomicBool) -> Result<Held, PortalError> {
         let using = self.0.slots.enter(key(portal));
-        let until = Instant::now() + self.0.config.portal_budget;
+        // Well before the caller's own time is up: the state of the session says more than a time-out.
+        let patience = self.0.config.portal_budget / 2;
+        let until = Instant::now() + patience;
         loop {
             // Most attaches find the session there: no program, no record. The gate keeps a logout out meanwhile.
             let gate = using.gate().await;
@@ -181,11 +183,10 @@ impl Initiator {
             };
             // iscsid logs a lost session in again by itself; without the gate, so that nobody else waits with us.
             if Instant::now() + STATE_INTERVAL > until {
-                let budget = self.0.config.portal_budget;
                 return Err(PortalError::Down {
                     portal: portal.clone().into(),
                     state,
-                    budget,
+                    budget: patience,
                 });
             }
             tokio::time::sleep(STATE_INTERVAL).await;

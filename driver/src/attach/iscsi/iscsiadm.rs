@@ -97,10 +97,9 @@ pub(super) struct Iscsiadm {
     database: Arc<tokio::sync::RwLock<()>>,
 }
 
-/// Part of every time limit: how long iscsiadm waits for the lock of its database (idbm.c, idbm_lock: 3000 pauses of 10 ms,
-/// 36 s on a slow machine) before it goes on
-/// without, and then removes it. A lock that a killed iscsiadm left behind is got rid of only by one that is given this
-/// time: killed earlier, each would fail like the one before.
+/// Part of every time limit: how long iscsiadm waits for the lock of its database before it goes on without, and then
+/// removes it (idbm.c, idbm_lock: 3000 pauses of 10 ms, 36 s on a slow machine). A lock that a killed iscsiadm left
+/// behind is got rid of only by one that is given this time: killed earlier, each would fail like the one before.
 const LOCK_WAIT: Duration = Duration::from_secs(45);
 
 /// For the work itself of a call that only touches files.

@@ -309,7 +309,7 @@ async fn a_session_that_is_down_is_waited_for_but_not_logged_in_again() {
     let host = world.kernel.session_of(&a).expect("a session");
     world.kernel.sim.cut(host, "blocked");
     let mut config = world.config();
-    config.portal_budget = Duration::from_millis(300);
+    config.portal_budget = Duration::from_secs(2);
     let error = world
         .initiator_with(config)
         .attach(&volume(&[&a]), LONG)
