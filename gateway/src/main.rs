@@ -42,9 +42,9 @@ fn main() -> anyhow::Result<()> {
             tracing::info!("stopping: calls under way are finished, volumes stay as they are");
         };
         let fingerprint = gateway.fingerprint().to_owned();
+        announce(&fingerprint);
         let ready = |address| {
             tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), fingerprint, "serving");
-            announce(&fingerprint);
         };
         gateway.serve(stop, ready).await?;
         Ok(())

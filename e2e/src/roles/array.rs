@@ -107,13 +107,12 @@ pub async fn spawn_gateway(lab: &Lab) -> Result<Duration> {
         .with_context(|| format!("storagelinkd's log:\n{}", guest.log(PROCESS).unwrap_or_default()))
 }
 
-/// The 64 hexadecimal digits in the log's line about the fingerprint, colons left out.
+/// The 64 hexadecimal digits behind `sha256:` in the line that the gateway prints for administrators.
 fn fingerprint(log: &str) -> Option<String> {
-    log.lines()
-        .filter(|line| line.to_lowercase().contains("fingerprint"))
-        .flat_map(|line| line.split(|letter: char| !(letter.is_ascii_hexdigit() || letter == ':')))
-        .map(|word| word.replace(':', "").to_lowercase())
-        .find(|word| word.len() == 64)
+    let word = log
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("fingerprint sha256:"))?;
+    (word.len() == 64 && word.bytes().all(|b| b.is_ascii_hexdigit())).then(|| word.to_owned())
 }
 
 /// Everything the array holds of volumes: configfs objects, files of the aggregate, records. Two of these are equal when
@@ -133,17 +132,11 @@ pub async fn snapshot(guest: &Guest) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_fingerprint_is_found_in_any_dress() {
-        let plain = "ab".repeat(32);
-        let colons = vec!["AB"; 32].join(":");
-        assert_eq!(
-            super::fingerprint(&format!("x\n fingerprint={plain} y")),
-            Some(plain.clone())
-        );
-        assert_eq!(
-            super::fingerprint(&format!("{{\"fingerprint\":\"{colons}\"}}")),
-            Some(plain)
-        );
-        assert_eq!(super::fingerprint(&"cd".repeat(32)), None);
+    fn the_fingerprint_is_found_in_its_line_only() {
+        let digits = "ab".repeat(32);
+        let log = format!("INFO serving\nfingerprint sha256:{digits}\n");
+        assert_eq!(super::fingerprint(&log), Some(digits.clone()));
+        assert_eq!(super::fingerprint(&digits), None);
+        assert_eq!(super::fingerprint("fingerprint sha256:ab"), None);
     }
 }

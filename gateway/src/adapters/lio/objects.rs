@@ -311,7 +311,7 @@ fn lun_number(name: &str) -> Option<u32> {
 
 /// The size in a fileio backstore's `info` (drivers/target/target_core_file.c, fd_show_configfs_dev_params).
 fn size_of(info: &str) -> Option<u64> {
-    info.split_once("Size: ")?
+    info.rsplit_once(" Size: ")?
         .1
         .split_ascii_whitespace()
         .next()?

@@ -47,6 +47,15 @@ fn call<T>(
         device: device.to_owned(),
         source: to_io(error),
     };
+    if !Path::new(CONTROL).exists() {
+        let problem = format!("no {CONTROL}: is the module dm_mod loaded?");
+        let source = io::Error::new(io::ErrorKind::NotFound, problem);
+        return Err(DmError {
+            operation,
+            device: device.to_owned(),
+            source,
+        });
+    }
     f(&DM::new().map_err(wrap)?).map_err(wrap)
 }
 
