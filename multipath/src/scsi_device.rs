@@ -41,6 +41,12 @@ impl ScsiDisk {
         self.state == "running"
     }
 
+    /// True when both are one and the same disk, not another one that got its name.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        (self.hctl, self.devno, self.diskseq) == (other.hctl, other.devno, other.diskseq)
+    }
+
     /// True when commands to it sleep until its transport recovers: nothing may be sent to it.
     #[must_use]
     pub fn is_blocked(&self) -> bool {
@@ -170,7 +176,7 @@ pub fn delete(host: &Host, disk: &ScsiDisk) -> io::Result<()> {
     let Some(now) = find(host, &disk.hctl) else {
         return Ok(());
     };
-    if now.devno != disk.devno || now.diskseq != disk.diskseq {
+    if !now.is_same(disk) {
         return Ok(());
     }
     match host

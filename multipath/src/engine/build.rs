@@ -77,11 +77,16 @@ impl Change<'_> {
             .load(self.name, &[self.line(size_bytes, paths)], read_only)
             .map_err(self.kernel())?;
         if let Err(error) = self.host.dm.resume(self.name, false) {
-            // The old table is still there, suspended: run it again, whatever else fails.
-            let revived = self.host.dm.resume(self.name, false);
+            // The old table is still there, suspended: run it again, whatever else fails. The new one goes first if the kernel kept it, or
+            // the resume would try it once more.
             let cleared = self.host.dm.clear(self.name);
+            let revived = self.host.dm.resume(self.name, false);
             if let Err(error) = revived.and(cleared) {
-                tracing::error!(dm.name = self.name, %error, "the map could not be brought back after a refused table");
+                tracing::error!(
+                    dm.name = self.name,
+                    error = super::full(&error),
+                    "the map could not be brought back after a refused table"
+                );
             }
             return Err(self.kernel()(error));
         }
@@ -138,7 +143,7 @@ pub(super) fn build(host: &Host, spec: &MapSpec, paths: &[ProvenPath]) -> Result
         });
     }
     let uuid = names::map_uuid(&spec.wwid);
-    check(host, &spec.wwid, paths, &uuid)?;
+    let disks = check(host, &spec.wwid, paths, &uuid)?;
     let name = names::map_name(&spec.volume);
     let change = Change { host, name: &name };
     let existing = host.dm.list().map_err(change.kernel())?;
@@ -161,13 +166,14 @@ pub(super) fn build(host: &Host, spec: &MapSpec, paths: &[ProvenPath]) -> Result
             uuid: other.uuid.clone(),
         });
     }
-    let mut devnos: Vec<DevNo> = Vec::new();
-    for path in paths {
-        if !devnos.contains(&path.disk.devno) {
-            devnos.push(path.disk.devno);
-        }
+    if !spec.read_only
+        && let Some(disk) = disks.iter().find(|disk| disk.read_only)
+    {
+        return Err(BuildError::ReadOnly {
+            device: disk.name.clone(),
+            wwid: spec.wwid.clone(),
+        });
     }
-    let size_bytes = paths[0].disk.size_bytes;
     let known = existing.iter().any(|info| info.name == name);
     if known {
         settle(host, &name)?;
@@ -179,14 +185,21 @@ pub(super) fn build(host: &Host, spec: &MapSpec, paths: &[ProvenPath]) -> Result
             .map_err(change.kernel())?
             .is_some_and(|info| info.live_table);
     if live {
-        extend(&change, paths)?;
+        let map = find(host, &spec.wwid)?;
+        fits(&map, &disks)?;
+        extend(&change, &disks, &map, spec.read_only)?;
     } else {
+        let devnos: Vec<DevNo> = disks.iter().map(|disk| disk.devno).collect();
         if !known {
             host.dm.create(&name, &uuid).map_err(change.kernel())?;
         }
         let started = host
             .dm
-            .load(&name, &[change.line(size_bytes, &devnos)], spec.read_only)
+            .load(
+                &name,
+                &[change.line(disks[0].size_bytes, &devnos)],
+                spec.read_only,
+            )
             .and_then(|()| host.dm.resume(&name, false));
         if let Err(error) = started {
             // An empty device is of no use to anybody and would keep the name.
@@ -201,54 +214,48 @@ pub(super) fn build(host: &Host, spec: &MapSpec, paths: &[ProvenPath]) -> Result
 
 pub(super) fn join(host: &Host, wwid: &Wwid, path: &ProvenPath) -> Result<Map, BuildError> {
     let map = find(host, wwid)?;
-    let paths = std::slice::from_ref(path);
-    check(host, wwid, paths, &map.uuid)?;
-    if path.disk.size_bytes != map.size_bytes {
-        return Err(BuildError::Sizes {
-            wwid: wwid.clone(),
-            sizes: format!(
-                "map {} bytes, {} {} bytes",
-                map.size_bytes, path.disk.name, path.disk.size_bytes
-            ),
-        });
-    }
-    extend(
-        &Change {
-            host,
-            name: &map.name,
-        },
-        paths,
-    )?;
+    let disks = check(host, wwid, std::slice::from_ref(path), &map.uuid)?;
+    fits(&map, &disks)?;
+    let change = Change {
+        host,
+        name: &map.name,
+    };
+    extend(&change, &disks, &map, map.read_only)?;
     find(host, wwid)
 }
 
+/// A path that is shorter than the map would be refused at the swap. A longer one is a volume that has grown and waits for its resize.
+fn fits(map: &Map, disks: &[ScsiDisk]) -> Result<(), BuildError> {
+    match disks.iter().find(|disk| disk.size_bytes < map.size_bytes) {
+        None => Ok(()),
+        Some(disk) => Err(BuildError::Sizes {
+            wwid: map.wwid.clone(),
+            sizes: format!(
+                "map {} bytes, {} {} bytes",
+                map.size_bytes, disk.name, disk.size_bytes
+            ),
+        }),
+    }
+}
+
 /// Brings proven paths into the live table, and drops those whose disk is gone.
-fn extend(change: &Change<'_>, proven: &[ProvenPath]) -> Result<(), BuildError> {
+fn extend(change: &Change<'_>, proven: &[ScsiDisk], map: &Map, read_only: bool) -> Result<(), BuildError> {
     let old = change.paths()?;
     let mut wanted: Vec<DevNo> = old
         .iter()
         .copied()
         .filter(|devno| scsi_device::find_by_devno(change.host, *devno).is_some())
         .collect();
-    for path in proven {
-        if !wanted.contains(&path.disk.devno) {
-            wanted.push(path.disk.devno);
+    for disk in proven {
+        if !wanted.contains(&disk.devno) {
+            wanted.push(disk.devno);
         }
     }
-    if wanted == old {
+    if wanted == old && read_only == map.read_only {
         return Ok(());
     }
     change.reloadable(&old)?;
-    let info = change.host.dm.info(change.name).map_err(change.kernel())?;
-    let size: u64 = change
-        .host
-        .dm
-        .table(change.name)
-        .map_err(change.kernel())?
-        .iter()
-        .map(|line| line.length * 512)
-        .sum();
-    change.swap(size, &wanted, info.is_some_and(|info| info.read_only))
+    change.swap(map.size_bytes, &wanted, read_only)
 }
 
 pub(super) fn resize(host: &Host, wwid: &Wwid) -> Result<u64, BuildError> {
@@ -269,8 +276,10 @@ pub(super) fn resize(host: &Host, wwid: &Wwid) -> Result<u64, BuildError> {
                 source,
             })?;
     }
-    let sizes: BTreeMap<String, u64> = change
-        .reloadable(&paths)?
+    // A disk that is gone keeps its old size in the kernel: it must not be in the new table.
+    let disks = change.reloadable(&paths)?;
+    let paths: Vec<DevNo> = disks.iter().map(|disk| disk.devno).collect();
+    let sizes: BTreeMap<String, u64> = disks
         .into_iter()
         .map(|disk| (disk.name, disk.size_bytes))
         .collect();
@@ -289,12 +298,13 @@ pub(super) fn resize(host: &Host, wwid: &Wwid) -> Result<u64, BuildError> {
 }
 
 fn find(host: &Host, wwid: &Wwid) -> Result<Map, BuildError> {
-    let maps = view::maps(host).map_err(|source| BuildError::Kernel {
-        name: names::map_uuid(wwid),
+    let uuid = names::map_uuid(wwid);
+    let maps = view::those(host, |info| info.uuid == uuid).map_err(|source| BuildError::Kernel {
+        name: uuid.clone(),
         source,
     })?;
     maps.into_iter()
-        .find(|map| map.wwid == *wwid)
+        .next()
         .ok_or_else(|| BuildError::NoMap { wwid: wwid.clone() })
 }
 
@@ -306,9 +316,9 @@ fn show_sizes(sizes: &BTreeMap<String, u64>) -> String {
         .join(", ")
 }
 
-/// Everything that can be known to be wrong with the paths before the kernel is asked.
-fn check(host: &Host, wwid: &Wwid, paths: &[ProvenPath], uuid: &str) -> Result<(), BuildError> {
-    let mut sizes = BTreeMap::new();
+/// Everything that can be known to be wrong with the paths before the kernel is asked. Answers their disks, each once, as they are now.
+fn check(host: &Host, wwid: &Wwid, paths: &[ProvenPath], uuid: &str) -> Result<Vec<ScsiDisk>, BuildError> {
+    let mut disks: Vec<ScsiDisk> = Vec::new();
     for path in paths {
         let disk = &path.disk;
         if path.wwid != *wwid {
@@ -318,32 +328,40 @@ fn check(host: &Host, wwid: &Wwid, paths: &[ProvenPath], uuid: &str) -> Result<(
                 wwid: wwid.clone(),
             });
         }
-        sizes.insert(disk.name.clone(), disk.size_bytes);
-        // Read again: the proof may be older than somebody's claim.
-        for holder in host
-            .sysfs
-            .list(&format!("block/{}/holders", disk.name))
-            .unwrap_or_default()
-        {
+        // Read again: the proof is older than what happened since, and names are used again.
+        let Some(now) = scsi_device::find(host, &disk.hctl).filter(|now| now.is_same(disk)) else {
+            return Err(BuildError::Gone {
+                device: disk.name.clone(),
+                hctl: disk.hctl,
+            });
+        };
+        for holder in &now.holders {
             let held_by = host
                 .sysfs
                 .read(&format!("block/{holder}/dm/uuid"))
                 .unwrap_or_default();
             if held_by != uuid {
                 return Err(BuildError::Held {
-                    device: disk.name.clone(),
-                    holder,
+                    device: now.name,
+                    holder: holder.clone(),
                     uuid: held_by,
                 });
             }
         }
+        if !disks.iter().any(|known| known.is_same(&now)) {
+            disks.push(now);
+        }
     }
-    let first = sizes.values().next().copied().unwrap_or(0);
-    if first == 0 || sizes.values().any(|size| *size != first) {
+    let first = disks.first().map_or(0, |disk| disk.size_bytes);
+    if first == 0 || disks.iter().any(|disk| disk.size_bytes != first) {
+        let sizes = disks
+            .into_iter()
+            .map(|disk| (disk.name, disk.size_bytes))
+            .collect();
         return Err(BuildError::Sizes {
             wwid: wwid.clone(),
             sizes: show_sizes(&sizes),
         });
     }
-    Ok(())
+    Ok(disks)
 }

@@ -35,6 +35,17 @@ pub enum ProveError {
         /// SCSI device state.
         state: String,
     },
+    /// The device is not ready for I/O.
+    #[error("TEST UNIT READY to {device} at {hctl}")]
+    NotReady {
+        /// Address.
+        hctl: Hctl,
+        /// Kernel name.
+        device: String,
+        /// Why.
+        #[source]
+        source: ScsiError,
+    },
     /// The device would not tell its identity.
     #[error("INQUIRY of VPD page 0x83 to {device} at {hctl}")]
     Inquiry {
@@ -90,6 +101,22 @@ pub enum BuildError {
         device: String,
         /// What was proven.
         proven: Wwid,
+        /// Identity of the volume.
+        wwid: Wwid,
+    },
+    /// The disk went away after it had proved itself.
+    #[error("{device} at {hctl} is gone")]
+    Gone {
+        /// Kernel name.
+        device: String,
+        /// Address.
+        hctl: Hctl,
+    },
+    /// The array refuses writes.
+    #[error("{device} is read-only, and {wwid} is to be written")]
+    ReadOnly {
+        /// Kernel name.
+        device: String,
         /// Identity of the volume.
         wwid: Wwid,
     },

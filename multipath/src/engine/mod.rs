@@ -25,8 +25,8 @@ pub use view::{GroupView, Map, PathView, maps};
 
 use crate::{
     Hctl, Host, ScsiDisk, Wwid,
-    host::DmError,
-    scsi_device,
+    host::{DmError, DmInfo},
+    names, scsi_device,
     worker::{self, WorkerError},
     wwid::parse_vpd_83,
 };
@@ -79,6 +79,8 @@ pub enum ViewError {
 }
 
 type Lock = Arc<AsyncMutex<()>>;
+/// A volume's lock, held; shared with the threads that work under it.
+type Held = Arc<OwnedMutexGuard<()>>;
 
 /// The engine. Clones share their locks.
 #[derive(Clone)]
@@ -103,18 +105,30 @@ impl Engine {
         &self.host
     }
 
-    /// One change of a volume's map at a time.
-    async fn lock(&self, wwid: &Wwid) -> Arc<OwnedMutexGuard<()>> {
-        let lock: Lock = {
-            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-            locks.retain(|_, lock| lock.strong_count() > 0);
-            locks.get(wwid).and_then(Weak::upgrade).unwrap_or_else(|| {
-                let lock = Lock::default();
-                locks.insert(wwid.clone(), Arc::downgrade(&lock));
-                lock
+    fn lock_of(&self, wwid: &Wwid) -> Lock {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        locks.retain(|_, lock| lock.strong_count() > 0);
+        locks.get(wwid).and_then(Weak::upgrade).unwrap_or_else(|| {
+            let lock = Lock::default();
+            locks.insert(wwid.clone(), Arc::downgrade(&lock));
+            lock
+        })
+    }
+
+    /// One change of a volume's map at a time. An earlier one may hang in the kernel: it is not waited for without end.
+    async fn lock(&self, wwid: &Wwid, deadline: Duration) -> Result<Held, WorkerError> {
+        tokio::time::timeout(deadline, self.lock_of(wwid).lock_owned())
+            .await
+            .map(Arc::new)
+            .map_err(|_| WorkerError::Deadline {
+                name: "an earlier change of this map",
+                deadline,
             })
-        };
-        Arc::new(lock.lock_owned().await)
+    }
+
+    /// The volume's lock, unless something holds it.
+    fn try_lock(&self, wwid: &Wwid) -> Option<Held> {
+        self.lock_of(wwid).try_lock_owned().ok().map(Arc::new)
     }
 
     /// Asks the disk at this address, live, whether it is the volume.
@@ -131,7 +145,7 @@ impl Engine {
     /// # Errors
     /// See [`BuildError`]; a map that did not exist before does not exist after an error.
     pub async fn build(&self, spec: MapSpec, paths: Vec<ProvenPath>) -> Result<Map, BuildError> {
-        let guard = self.lock(&spec.wwid).await;
+        let guard = self.lock(&spec.wwid, KERNEL_DEADLINE).await?;
         let host = self.host.clone();
         worker::run("build-map", KERNEL_DEADLINE, move || {
             let _held = guard;
@@ -145,7 +159,7 @@ impl Engine {
     /// # Errors
     /// See [`BuildError`]; [`BuildError::PathBlocked`] passes by itself: try again.
     pub async fn join(&self, wwid: &Wwid, path: ProvenPath) -> Result<Map, BuildError> {
-        let guard = self.lock(wwid).await;
+        let guard = self.lock(wwid, KERNEL_DEADLINE).await?;
         let (host, wwid) = (self.host.clone(), wwid.clone());
         worker::run("join-path", KERNEL_DEADLINE, move || {
             let _held = guard;
@@ -159,7 +173,7 @@ impl Engine {
     /// # Errors
     /// See [`BuildError`]; the map keeps its old size then.
     pub async fn resize(&self, wwid: &Wwid, deadline: Duration) -> Result<u64, BuildError> {
-        let guard = self.lock(wwid).await;
+        let guard = self.lock(wwid, deadline).await?;
         let (host, wwid) = (self.host.clone(), wwid.clone());
         worker::run("resize-map", deadline, move || {
             let _held = guard;
@@ -177,21 +191,24 @@ impl Engine {
             if !map.suspended && !map.inactive_table {
                 continue;
             }
-            let guard = self.lock(&map.wwid).await;
-            let (host, name) = (self.host.clone(), map.name.clone());
-            let settled = worker::run("adopt-map", KERNEL_DEADLINE, move || {
-                let _held = guard;
-                build::settle(&host, &name)
-            })
-            .await?;
-            match settled {
+            match self.settle(&map).await {
                 Ok(()) => tracing::info!(dm.name = map.name, wwid = %map.wwid, "adopted a half-made map"),
                 Err(error) => {
-                    tracing::warn!(dm.name = map.name, wwid = %map.wwid, %error, "cannot settle a half-made map");
+                    tracing::warn!(dm.name = map.name, wwid = %map.wwid, error = full(&error), "cannot settle a half-made map");
                 }
             }
         }
         self.maps().await
+    }
+
+    async fn settle(&self, map: &Map) -> Result<(), BuildError> {
+        let guard = self.lock(&map.wwid, KERNEL_DEADLINE).await?;
+        let (host, name) = (self.host.clone(), map.name.clone());
+        worker::run("settle-map", KERNEL_DEADLINE, move || {
+            let _held = guard;
+            build::settle(&host, &name)
+        })
+        .await?
     }
 
     /// All maps of ours.
@@ -210,7 +227,8 @@ impl Engine {
     /// # Errors
     /// See [`ViewError`].
     pub async fn find(&self, wwid: &Wwid) -> Result<Option<Map>, ViewError> {
-        Ok(self.maps().await?.into_iter().find(|map| map.wwid == *wwid))
+        let uuid = names::map_uuid(wwid);
+        self.first(move |info| info.uuid == uuid).await
     }
 
     /// The map of this volume; `volume` is the UUID part of the CSI volume id.
@@ -218,8 +236,32 @@ impl Engine {
     /// # Errors
     /// See [`ViewError`].
     pub async fn find_by_volume(&self, volume: &str) -> Result<Option<Map>, ViewError> {
-        Ok(self.maps().await?.into_iter().find(|map| map.volume == volume))
+        let name = names::map_name(volume);
+        self.first(move |info| info.name == name).await
     }
+
+    async fn first(
+        &self,
+        wanted: impl Fn(&DmInfo) -> bool + Send + 'static,
+    ) -> Result<Option<Map>, ViewError> {
+        let host = self.host.clone();
+        worker::run("find-map", KERNEL_DEADLINE, move || {
+            view::those(&host, wanted).map(|maps| maps.into_iter().next())
+        })
+        .await?
+        .map_err(ViewError::Kernel)
+    }
+}
+
+/// An error and its causes in one line.
+fn full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
 }
 
 /// Asks one disk for its identity and compares.
@@ -266,11 +308,17 @@ fn prove(host: &Host, hctl: Hctl, wwid: &Wwid) -> Result<ProvenPath, ProveError>
             found,
         });
     }
-    Ok(ProvenPath {
-        disk,
-        wwid: wwid.clone(),
-    })
+    // Names are used again: what answered must still be the disk that was found.
+    match scsi_device::find(host, &hctl) {
+        Some(now) if now.is_same(&disk) => Ok(ProvenPath {
+            disk: now,
+            wwid: wwid.clone(),
+        }),
+        _ => Err(ProveError::Missing { hctl }),
+    }
 }
 
+#[cfg(test)]
+mod fault_tests;
 #[cfg(test)]
 mod tests;

@@ -1,41 +1,74 @@
-//! Watches the maps: fails paths whose device is blocked, and puts paths back to work that can carry I/O again.
+//! Watches the maps: fails paths whose device is not running, and puts paths back to work that can carry I/O again.
 //!
-//! Sleeps until the kernel tells of an event. While some path is not well it looks at sysfs every [`REPAIR_LOOK`]: the states of SCSI
-//! devices and iSCSI sessions are told by no event. Healthy paths are only seen by the slow [`SWEEP`]. A path comes back only after a TEST UNIT
-//! READY and a fresh proof of its identity; the last usable path is never failed on suspicion.
+//! Sleeps until the kernel tells of an event. While some path of a map is not well it looks at that map every [`REPAIR_LOOK`]: the states of SCSI
+//! devices and iSCSI sessions are told by no event. Healthy maps are only seen by the slow [`SWEEP`]. A path comes back only after a TEST UNIT
+//! READY and a fresh proof of its identity; the last usable path is never failed on suspicion. Never waits for one map's kernel calls before it
+//! looks at the next, and never has more than one check of a path under way, however long that one hangs.
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use super::{Engine, Map, PathView, ProveError, uevent::Uevents};
-use crate::{Hctl, Wwid, host::DevNo, worker};
+use super::{Engine, KERNEL_DEADLINE, Map, PathView, ProveError, ViewError, full, uevent::Uevents, view};
+use crate::{Hctl, Host, Wwid, host::DevNo, worker};
 
 /// How often the devices of paths that are not well are looked at.
 pub const REPAIR_LOOK: Duration = Duration::from_millis(100);
 /// How often everything is looked at without a reason.
 const SWEEP: Duration = Duration::from_secs(30);
+/// How often everything is looked at where the kernel sends no events, or could not be read.
+const BLIND_SWEEP: Duration = Duration::from_secs(1);
 /// Time for one check of a path. A device that answers at all answers in milliseconds.
 const CHECK: Duration = Duration::from_secs(5);
-/// How long a path that failed its check is left alone.
-const RECHECK: Duration = Duration::from_millis(500);
-/// Checks that run at once.
+/// Time from the start of a path's first check to the start of its next; it doubles with every check that fails.
+const RECHECK: Duration = REPAIR_LOOK;
+/// The doubling ends here: 3.2 s.
+const RECHECK_DOUBLINGS: u32 = 5;
+/// Checks that run at once, over all maps.
 const CHECKS: usize = 32;
+/// A map is suspended for moments while its table is exchanged; this long it is only by a fault.
+const SUSPENDED: Duration = Duration::from_secs(5);
 
 /// What the monitor remembers between looks. Losing it costs nothing but a repeated check or log line.
 #[derive(Default)]
 struct Memory {
-    /// Paths whose check runs now.
-    checking: HashSet<DevNo>,
-    /// Paths that are left alone until then.
-    not_before: HashMap<DevNo, Instant>,
+    /// Paths whose check or message has not come back from the kernel.
+    busy: HashSet<DevNo>,
+    /// Paths that were checked in vain: how often, and until when they are left alone.
+    checked: HashMap<DevNo, (u32, Instant)>,
+    /// Paths that lead to another disk, and were reported.
+    misled: HashSet<DevNo>,
+    /// Since when a map is suspended.
+    suspended: HashMap<String, Instant>,
 }
 
-type Shared = Arc<Mutex<Memory>>;
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<Memory>>);
+
+impl Shared {
+    fn get(&self) -> MutexGuard<'_, Memory> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Claims a path; `None` while an earlier call for it has not returned.
+    fn claim(&self, path: DevNo) -> Option<Busy> {
+        let mut memory = self.get();
+        (memory.busy.len() < CHECKS && memory.busy.insert(path)).then(|| Busy(self.clone(), path))
+    }
+}
+
+/// A claimed path. It belongs to the thread that makes the kernel call, so a call that hangs keeps the claim.
+struct Busy(Shared, DevNo);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.get().busy.remove(&self.1);
+    }
+}
 
 impl Engine {
     /// Watches until `stop` is done.
@@ -48,13 +81,33 @@ impl Engine {
             }
         };
         let memory = Shared::default();
+        let mut unwell = Vec::new();
+        let mut sweep = Instant::now();
         tokio::pin!(stop);
         loop {
-            let well = self.look(&memory).await;
-            let pause = match (&uevents, well) {
-                (_, false) => REPAIR_LOOK,
-                (Some(_), true) => SWEEP,
-                (None, true) => Duration::from_secs(1),
+            let all = sweep <= Instant::now();
+            let seen = if all {
+                sweep = Instant::now() + if uevents.is_some() { SWEEP } else { BLIND_SWEEP };
+                self.maps().await
+            } else {
+                self.named(std::mem::take(&mut unwell)).await
+            };
+            match seen {
+                Ok(maps) => {
+                    if all {
+                        forget(&memory, &maps);
+                    }
+                    unwell = self.tend(&maps, &memory);
+                }
+                Err(error) => {
+                    tracing::warn!(error = full(&error), "cannot read the maps");
+                    sweep = sweep.min(Instant::now() + BLIND_SWEEP);
+                }
+            }
+            let next = if unwell.is_empty() {
+                sweep
+            } else {
+                sweep.min(Instant::now() + REPAIR_LOOK)
             };
             let event = async {
                 match &uevents {
@@ -64,144 +117,167 @@ impl Engine {
             };
             tokio::select! {
                 () = &mut stop => return,
-                () = tokio::time::sleep(pause) => {}
-                event = event => if let Err(error) = event {
-                    tracing::warn!(%error, "reading kernel events");
-                    // A socket that is always ready with an error must not spin.
-                    tokio::time::sleep(REPAIR_LOOK).await;
+                () = tokio::time::sleep_until(next) => {}
+                event = event => match event {
+                    Ok(()) => sweep = Instant::now(),
+                    Err(error) => {
+                        tracing::warn!(%error, "reading kernel events");
+                        // A socket that is always ready with an error must not spin.
+                        tokio::time::sleep(REPAIR_LOOK).await;
+                    }
                 }
             }
         }
     }
 
-    /// One look at all maps. True when every path of every map is well.
-    async fn look(&self, memory: &Shared) -> bool {
-        let maps = match self.maps().await {
-            Ok(maps) => maps,
-            Err(error) => {
-                tracing::warn!(%error, "cannot read the maps");
-                return true;
-            }
-        };
-        let mut well = true;
-        for map in maps.iter().filter(|map| !map.suspended) {
-            for path in map.paths() {
-                match (path.active, path.device_state.as_str()) {
-                    (true, "running") => {}
-                    (true, _) => {
-                        well = false;
-                        self.suspect(map, path).await;
+    async fn named(&self, names: Vec<String>) -> Result<Vec<Map>, ViewError> {
+        let host = self.host.clone();
+        worker::run("look-at-maps", KERNEL_DEADLINE, move || {
+            view::named(&host, &names)
+        })
+        .await?
+        .map_err(ViewError::Kernel)
+    }
+
+    /// Starts what these maps need. Answers the names of those that are not well.
+    fn tend(&self, maps: &[Map], memory: &Shared) -> Vec<String> {
+        let mut unwell = Vec::new();
+        for map in maps {
+            let mut well = !map.suspended;
+            if map.suspended {
+                self.suspended(map, memory);
+            } else {
+                memory.get().suspended.remove(&map.name);
+                for path in map.paths() {
+                    match (path.active, path.device_state.as_str()) {
+                        (true, "running") => {
+                            memory.get().checked.remove(&path.devno);
+                            continue;
+                        }
+                        (true, _) => self.suspect(map, path, memory),
+                        (false, "running") => self.check(map, path, memory),
+                        // Its device says when it is back; then it is checked at once.
+                        (false, _) => drop(memory.get().checked.remove(&path.devno)),
                     }
-                    (false, "running") => {
-                        well = false;
-                        self.check(map, path, memory);
-                    }
-                    // Its device says when it is back.
-                    (false, _) => well = false,
+                    well = false;
                 }
             }
+            if !well {
+                unwell.push(map.name.clone());
+            }
         }
-        well
+        unwell
+    }
+
+    /// Runs a map again that stays suspended although nothing works on it.
+    fn suspended(&self, map: &Map, memory: &Shared) {
+        let now = Instant::now();
+        let since = *memory.get().suspended.entry(map.name.clone()).or_insert(now);
+        if now < since + SUSPENDED {
+            return;
+        }
+        let Some(held) = self.try_lock(&map.wwid) else {
+            return;
+        };
+        memory.get().suspended.insert(map.name.clone(), now);
+        tracing::warn!(dm.name = map.name, wwid = %map.wwid, "the map is suspended and nothing works on it: it is run again");
+        let (host, map) = (self.host.clone(), map.clone());
+        tokio::spawn(async move {
+            let name = map.name.clone();
+            let settled = worker::run("settle-map", KERNEL_DEADLINE, move || {
+                let _held = held;
+                super::build::settle(&host, &name)
+            })
+            .await;
+            if let Err(error) = settled.map_err(Into::into).flatten() {
+                tracing::error!(
+                    dm.name = map.name,
+                    error = full(&error),
+                    "cannot run the suspended map"
+                );
+            }
+        });
     }
 
     /// Keeps new I/O off a path whose device is not running, if another can take it.
-    async fn suspect(&self, map: &Map, path: &PathView) {
+    fn suspect(&self, map: &Map, path: &PathView, memory: &Shared) {
         let others = map
             .paths()
             .any(|other| other.devno != path.devno && other.is_usable());
         if !others {
             return;
         }
+        let Some(busy) = memory.claim(path.devno) else {
+            return;
+        };
         tracing::warn!(dm.name = map.name, wwid = %map.wwid, path = %path.devno, device = path.name, hctl = path.hctl,
             portal = path.portal, state = path.device_state, "path is not running: failed");
-        if let Err(error) = self.message(map, format!("fail_path {}", path.devno)).await {
-            tracing::warn!(dm.name = map.name, path = %path.devno, error, "cannot fail the path");
-        }
-    }
-
-    /// Starts a check of a failed path whose device is running again, unless one runs or failed just now.
-    fn check(&self, map: &Map, path: &PathView, memory: &Shared) {
-        {
-            let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
-            if memory
-                .not_before
-                .get(&path.devno)
-                .is_some_and(|until| Instant::now() < *until)
-                || memory.checking.len() >= CHECKS
-                || !memory.checking.insert(path.devno)
-            {
-                return;
-            }
-        }
-        let (engine, map, path, memory) = (self.clone(), map.clone(), path.clone(), memory.clone());
+        let (engine, map, devno) = (self.clone(), map.clone(), path.devno);
         tokio::spawn(async move {
-            let reinstated = engine.reinstate(&map, &path).await;
-            let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
-            memory.checking.remove(&path.devno);
-            if reinstated {
-                memory.not_before.remove(&path.devno);
-            } else {
-                memory.not_before.insert(path.devno, Instant::now() + RECHECK);
+            if let Err(error) = engine.message(&map, format!("fail_path {devno}"), busy).await {
+                tracing::warn!(dm.name = map.name, path = %devno, error, "cannot fail the path");
             }
         });
     }
 
-    /// True when the path carries I/O again.
-    async fn reinstate(&self, map: &Map, path: &PathView) -> bool {
-        match self.proves_itself(&map.wwid, path).await {
-            Ok(()) => {}
-            Err(error @ ProveError::Mismatch { .. }) => {
-                tracing::error!(dm.name = map.name, wwid = %map.wwid, path = %path.devno, %error,
-                    "the path leads to another disk now: it stays failed");
-                return false;
-            }
-            Err(error) => {
-                tracing::debug!(dm.name = map.name, path = %path.devno, error = full(&error), "path is not ready");
-                return false;
-            }
+    /// Starts a check of a failed path whose device is running again, unless one runs or ran just now.
+    fn check(&self, map: &Map, path: &PathView, memory: &Shared) {
+        let now = Instant::now();
+        let (checks, not_before) = memory.get().checked.get(&path.devno).copied().unwrap_or((0, now));
+        if now < not_before {
+            return;
         }
-        match self.message(map, format!("reinstate_path {}", path.devno)).await {
+        let Some(busy) = memory.claim(path.devno) else {
+            return;
+        };
+        let pause = RECHECK * 2u32.pow(checks.min(RECHECK_DOUBLINGS));
+        memory.get().checked.insert(path.devno, (checks + 1, now + pause));
+        let (engine, map, path, memory) = (self.clone(), map.clone(), path.clone(), memory.clone());
+        tokio::spawn(async move { engine.reinstate(&map, &path, &memory, busy).await });
+    }
+
+    async fn reinstate(&self, map: &Map, path: &PathView, memory: &Shared, busy: Busy) {
+        let (host, checked, wwid) = (self.host.clone(), path.clone(), map.wwid.clone());
+        let proven = worker::run("check-path", CHECK, move || {
+            proves_itself(&host, &checked, &wwid).map(|()| busy)
+        })
+        .await;
+        let busy = match proven {
+            Ok(Ok(busy)) => busy,
+            Ok(Err(error @ ProveError::Mismatch { .. })) => {
+                if memory.get().misled.insert(path.devno) {
+                    tracing::warn!(dm.name = map.name, wwid = %map.wwid, path = %path.devno, error = full(&error),
+                        "the path leads to another disk now: it stays failed");
+                }
+                return;
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(dm.name = map.name, path = %path.devno, error = full(&error), "path is not ready");
+                return;
+            }
+            // Logged by the worker.
+            Err(_) => return,
+        };
+        memory.get().misled.remove(&path.devno);
+        match self
+            .message(map, format!("reinstate_path {}", path.devno), busy)
+            .await
+        {
             Ok(()) => {
                 tracing::info!(dm.name = map.name, wwid = %map.wwid, path = %path.devno, device = path.name, hctl = path.hctl,
                     portal = path.portal, "path reinstated");
-                true
             }
             Err(error) => {
                 tracing::warn!(dm.name = map.name, path = %path.devno, error, "cannot reinstate the path");
-                false
             }
         }
     }
 
-    /// TEST UNIT READY, which also takes the unit attentions of a reset, then the identity.
-    async fn proves_itself(&self, wwid: &Wwid, path: &PathView) -> Result<(), ProveError> {
-        let Ok(hctl) = path.hctl.parse::<Hctl>() else {
-            return Err(ProveError::Gone { devno: path.devno });
-        };
-        let (host, name) = (self.host.clone(), path.name.clone());
-        worker::run("check-path", CHECK, move || {
-            for _ in 0..super::UNIT_ATTENTIONS {
-                match host.scsi.test_unit_ready(&name) {
-                    Err(error) if error.is_unit_attention() => {}
-                    other => return other,
-                }
-            }
-            Ok(())
-        })
-        .await?
-        .map_err(|source| ProveError::Inquiry {
-            hctl,
-            device: path.name.clone(),
-            source,
-        })?;
-        self.prove(hctl, wwid, CHECK).await.map(drop)
-    }
-
-    async fn message(&self, map: &Map, message: String) -> Result<(), String> {
-        let guard = self.lock(&map.wwid).await;
+    async fn message(&self, map: &Map, message: String, busy: Busy) -> Result<(), String> {
+        let guard = self.lock(&map.wwid, CHECK).await.map_err(|error| full(&error))?;
         let (host, name) = (self.host.clone(), map.name.clone());
         worker::run("message-map", CHECK, move || {
-            let _held = guard;
+            let _held = (guard, busy);
             host.dm.message(&name, &message)
         })
         .await
@@ -210,13 +286,43 @@ impl Engine {
     }
 }
 
-/// An error and its causes in one line.
-fn full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
+/// Drops what concerns paths and maps that are no more.
+fn forget(memory: &Shared, maps: &[Map]) {
+    let paths: HashSet<DevNo> = maps
+        .iter()
+        .flat_map(|map| map.paths().map(|path| path.devno))
+        .collect();
+    let mut memory = memory.get();
+    memory.checked.retain(|path, _| paths.contains(path));
+    memory.misled.retain(|path| paths.contains(path));
+    memory
+        .suspended
+        .retain(|name, _| maps.iter().any(|map| map.name == *name));
+}
+
+/// TEST UNIT READY, which also takes the unit attentions of a reset, then the identity. Blocking.
+fn proves_itself(host: &Host, path: &PathView, wwid: &Wwid) -> Result<(), ProveError> {
+    let Ok(hctl) = path.hctl.parse::<Hctl>() else {
+        return Err(ProveError::Gone { devno: path.devno });
+    };
+    for _ in 0..super::UNIT_ATTENTIONS {
+        match host.scsi.test_unit_ready(&path.name) {
+            Ok(()) => break,
+            Err(error) if error.is_unit_attention() => {}
+            Err(source) => {
+                return Err(ProveError::NotReady {
+                    hctl,
+                    device: path.name.clone(),
+                    source,
+                });
+            }
+        }
     }
-    text
+    let proven = super::prove(host, hctl, wwid)?;
+    // The map holds the disk with this number; another one at the address proves nothing about it.
+    if proven.disk.devno == path.devno {
+        Ok(())
+    } else {
+        Err(ProveError::Gone { devno: path.devno })
+    }
 }

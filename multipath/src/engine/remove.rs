@@ -5,13 +5,25 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, MissedTickBehavior},
+};
 
-use super::{Engine, Map, RemoveError};
-use crate::{Host, ScsiDisk, Wwid, host::DmError, scsi_device, worker};
+use super::{Engine, Held, Map, RemoveError, view};
+use crate::{
+    Host, ScsiDisk, Wwid,
+    host::{DmError, DmInfo},
+    names, scsi_device,
+    worker::{self, WorkerError},
+};
 
 /// How often a busy map is tried again. A udev that looks at the device holds it for some milliseconds.
 const RETRY: Duration = Duration::from_millis(50);
+/// Time for one call that only asks or tells device-mapper something.
+const CALL: Duration = Duration::from_secs(5);
+/// How long a flush may take to come back after its I/O was given up.
+const GIVEN_UP: Duration = Duration::from_secs(2);
 
 impl Engine {
     /// Removes the volume's map. Answers the disks that were its paths; none when there was no map.
@@ -23,60 +35,51 @@ impl Engine {
     /// See [`RemoveError`]; the map is whole then.
     pub async fn remove(&self, wwid: &Wwid, deadline: Duration) -> Result<Vec<ScsiDisk>, RemoveError> {
         let until = Instant::now() + deadline;
-        let guard = self.lock(wwid).await;
-        let (host, wanted) = (self.host.clone(), wwid.clone());
-        let held = guard.clone();
-        let found = worker::run("find-map", deadline, move || {
-            let _held = held;
-            let maps = super::view::maps(&host)?;
-            let map = maps.into_iter().find(|map| map.wwid == wanted);
-            Ok::<_, DmError>(map.map(|map| (paths(&host, &map), map)))
+        let left = || until.saturating_duration_since(Instant::now());
+        let held = self.lock(wwid, deadline).await?;
+        let uuid = names::map_uuid(wwid);
+        let wanted = uuid.clone();
+        let found = under(&held, &self.host, "find-map", CALL, move |host| {
+            let maps = view::those(host, |info| info.uuid == wanted)?;
+            Ok::<_, DmError>(maps.into_iter().next().map(|map| (paths(host, &map), map)))
         })
         .await?
-        .map_err(|source| RemoveError::Kernel {
-            name: crate::names::map_uuid(wwid),
-            source,
-        })?;
+        .map_err(|source| RemoveError::Kernel { name: uuid, source })?;
         let Some((disks, map)) = found else {
             return Ok(vec![]);
         };
+        let kernel = |source| RemoveError::Kernel {
+            name: map.name.clone(),
+            source,
+        };
 
-        if map.open_count == 0 && map.live_table && !map.suspended {
-            self.flush(
-                &map,
-                until.saturating_duration_since(Instant::now()),
-                guard.clone(),
-            )
-            .await?;
-        }
+        let mut flushed = !map.live_table || map.suspended;
         let mut retry = tokio::time::interval(RETRY);
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             retry.tick().await;
-            let left = until.saturating_duration_since(Instant::now());
-            let (host, name, held) = (self.host.clone(), map.name.clone(), guard.clone());
-            let removed = worker::run("remove-map", left.max(RETRY), move || {
-                let _held = held;
-                match host.dm.info(&name)? {
-                    None => Ok(None),
-                    Some(info) if info.open_count > 0 => Ok(Some(info.open_count)),
-                    Some(_) => host.dm.remove(&name).map(|()| None),
-                }
-            })
-            .await?;
-            let open_count = match removed {
-                Ok(None) => return Ok(disks),
-                Ok(Some(open_count)) => open_count,
-                Err(error) if error.is_missing() => return Ok(disks),
-                Err(error) if error.is_busy() => 1,
-                Err(source) => {
-                    return Err(RemoveError::Kernel {
-                        name: map.name,
-                        source,
+            let open_count = match self.state(&map, &held).await?.map_err(kernel)? {
+                None => return Ok(disks),
+                Some(info) if info.open_count > 0 => info.open_count,
+                Some(_) => {
+                    if !flushed {
+                        self.flush(&map, left(), &held).await?;
+                        flushed = true;
+                    }
+                    let name = map.name.clone();
+                    let removed = under(&held, &self.host, "remove-map", left().max(RETRY), move |host| {
+                        host.dm.remove(&name)
                     });
+                    match removed.await? {
+                        Ok(()) => return Ok(disks),
+                        Err(error) if error.is_missing() => return Ok(disks),
+                        // Opened since the look.
+                        Err(error) if error.is_busy() => 1,
+                        Err(error) => return Err(kernel(error)),
+                    }
                 }
             };
-            if Instant::now() + RETRY > until {
+            if left() < RETRY {
                 return Err(RemoveError::Busy {
                     name: map.name,
                     open_count,
@@ -86,27 +89,72 @@ impl Engine {
         }
     }
 
-    async fn flush(
-        &self,
-        map: &Map,
-        deadline: Duration,
-        held: std::sync::Arc<tokio::sync::OwnedMutexGuard<()>>,
-    ) -> Result<(), RemoveError> {
+    async fn state(&self, map: &Map, held: &Held) -> Result<Result<Option<DmInfo>, DmError>, WorkerError> {
+        let name = map.name.clone();
+        under(held, &self.host, "look-at-map", CALL, move |host| {
+            host.dm.info(&name)
+        })
+        .await
+    }
+
+    async fn flush(&self, map: &Map, deadline: Duration, held: &Held) -> Result<(), RemoveError> {
         if !map.paths().any(super::PathView::is_usable) {
             tracing::warn!(dm.name = map.name, wwid = %map.wwid, "no usable path: the map is removed without a flush");
             return Ok(());
         }
-        let (host, devno, kernel_name) = (self.host.clone(), map.devno, map.kernel_name());
-        worker::run("flush-map", deadline, move || {
-            let _held = held;
+        let (devno, kernel_name) = (map.devno, map.kernel_name());
+        let (returned, back) = oneshot::channel::<()>();
+        let flush = under(held, &self.host, "flush-map", deadline, move |host| {
+            let _returned = returned;
             host.block.flush(devno, &kernel_name)
-        })
-        .await?
-        .map_err(|source| RemoveError::Flush {
-            name: map.name.clone(),
-            source,
-        })
+        });
+        match flush.await {
+            Ok(result) => result.map_err(|source| RemoveError::Flush {
+                name: map.name.clone(),
+                source,
+            }),
+            Err(error) => {
+                if matches!(error, WorkerError::Deadline { .. }) {
+                    self.give_up(map, held, back).await;
+                }
+                Err(error.into())
+            }
+        }
     }
+
+    /// Ends a flush that waits for a path: its I/O fails, the map then queues again as before.
+    async fn give_up(&self, map: &Map, held: &Held, back: oneshot::Receiver<()>) {
+        let tell = |message: &'static str| {
+            let name = map.name.clone();
+            under(held, &self.host, "message-map", CALL, move |host| {
+                host.dm.message(&name, message)
+            })
+        };
+        if let Ok(Err(error)) = tell("fail_if_no_path").await {
+            tracing::warn!(dm.name = map.name, %error, "cannot end the flush");
+        }
+        // An error is the end of the flush: it drops the sender.
+        let _ = tokio::time::timeout(GIVEN_UP, back).await;
+        if let Ok(Err(error)) = tell("queue_if_no_path").await {
+            tracing::warn!(dm.name = map.name, %error, "the map does not queue any more");
+        }
+    }
+}
+
+/// Runs a kernel call on its own thread, which keeps the volume's lock as long as the call takes.
+async fn under<T: Send + 'static>(
+    held: &Held,
+    host: &Host,
+    name: &'static str,
+    deadline: Duration,
+    f: impl FnOnce(&Host) -> T + Send + 'static,
+) -> Result<T, WorkerError> {
+    let (held, host) = (held.clone(), host.clone());
+    worker::run(name, deadline, move || {
+        let _held = held;
+        f(&host)
+    })
+    .await
 }
 
 fn paths(host: &Host, map: &Map) -> Vec<ScsiDisk> {

@@ -5,21 +5,21 @@ use std::time::Duration;
 use super::*;
 use crate::host::sim::SimKernel;
 
-const GIB: u64 = 1 << 30;
-const TARGET: &str = "iqn.2026-11.com.example:t";
-const LUN: u64 = 7;
-const SHORT: Duration = Duration::from_millis(300);
-const VOLUME: &str = "0b6a6b2e-6a0f-5d3c-9a51-6b0c7a1f2d3e";
+pub(super) const GIB: u64 = 1 << 30;
+pub(super) const TARGET: &str = "iqn.2026-11.com.example:t";
+pub(super) const LUN: u64 = 7;
+pub(super) const SHORT: Duration = Duration::from_millis(300);
+pub(super) const VOLUME: &str = "0b6a6b2e-6a0f-5d3c-9a51-6b0c7a1f2d3e";
 
-fn wwid() -> Wwid {
+pub(super) fn wwid() -> Wwid {
     "naa.6001405123456789abc4def812345678".parse().unwrap()
 }
 
-fn other() -> Wwid {
+pub(super) fn other() -> Wwid {
     "naa.6001405ffffffffffffffffffffffff0".parse().unwrap()
 }
 
-fn spec() -> MapSpec {
+pub(super) fn spec() -> MapSpec {
     MapSpec {
         volume: VOLUME.to_owned(),
         wwid: wwid(),
@@ -27,14 +27,14 @@ fn spec() -> MapSpec {
     }
 }
 
-struct Lab {
-    kernel: SimKernel,
-    engine: Engine,
-    sessions: Vec<u32>,
+pub(super) struct Lab {
+    pub(super) kernel: SimKernel,
+    pub(super) engine: Engine,
+    pub(super) sessions: Vec<u32>,
 }
 
 /// A host with this many sessions to the volume's target, its LUN scanned on each.
-async fn lab(paths: u16) -> Lab {
+pub(super) async fn lab(paths: u16) -> Lab {
     let kernel = SimKernel::new();
     kernel.set_lun(TARGET, LUN, &wwid(), GIB);
     let sessions: Vec<u32> = (0..paths)
@@ -52,7 +52,7 @@ async fn lab(paths: u16) -> Lab {
     }
 }
 
-fn hctl(session: u32) -> Hctl {
+pub(super) fn hctl(session: u32) -> Hctl {
     Hctl {
         host: session,
         channel: 0,
@@ -62,7 +62,7 @@ fn hctl(session: u32) -> Hctl {
 }
 
 impl Lab {
-    async fn proven(&self) -> Vec<ProvenPath> {
+    pub(super) async fn proven(&self) -> Vec<ProvenPath> {
         let mut paths = Vec::new();
         for session in &self.sessions {
             paths.push(self.engine.prove(hctl(*session), &wwid(), SHORT).await.unwrap());
@@ -70,7 +70,7 @@ impl Lab {
         paths
     }
 
-    async fn map(&self) -> Map {
+    pub(super) async fn map(&self) -> Map {
         self.engine
             .find(&wwid())
             .await
@@ -79,7 +79,7 @@ impl Lab {
     }
 
     /// Runs the monitor until the map looks as wanted.
-    async fn watch(&self, what: &str, wanted: impl Fn(&Map) -> bool) {
+    pub(super) async fn watch(&self, what: &str, wanted: impl Fn(&Map) -> bool) {
         let monitor = self.engine.monitor(std::future::pending());
         let seen = async {
             loop {

@@ -45,30 +45,48 @@ impl Uevents {
         Ok(Self { socket })
     }
 
-    /// Waits for an event of interest.
+    /// Waits for an event of interest; those that are there already count as one.
     pub(super) async fn next(&self) -> io::Result<()> {
         let mut buffer = [0u8; 8192];
         loop {
             let mut ready = self.socket.readable().await?;
+            let mut of_interest = false;
             loop {
                 match recv(ready.get_inner().as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-                    Ok(length) => {
-                        let event = &buffer[..length];
-                        if OF_INTEREST
-                            .iter()
-                            .any(|mark| event.windows(mark.len()).any(|part| part == *mark))
-                        {
-                            return Ok(());
-                        }
-                    }
+                    Ok(length) => of_interest |= is_of_interest(&buffer[..length]),
                     Err(nix::errno::Errno::EAGAIN) => {
                         ready.clear_ready();
                         break;
                     }
-                    Err(nix::errno::Errno::ENOBUFS) => return Ok(()),
+                    // The kernel had to drop events: what they said has to be read from the devices.
+                    Err(nix::errno::Errno::ENOBUFS) => of_interest = true,
+                    Err(nix::errno::Errno::EINTR) => {}
                     Err(errno) => return Err(errno.into()),
                 }
             }
+            if of_interest {
+                return Ok(());
+            }
         }
+    }
+}
+
+fn is_of_interest(event: &[u8]) -> bool {
+    OF_INTEREST
+        .iter()
+        .any(|mark| event.windows(mark.len()).any(|part| part == *mark))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_path_wakes_and_a_network_card_does_not() {
+        let path = b"change@/devices/virtual/block/dm-0\0ACTION=change\0DM_ACTION=PATH_FAILED\0DM_PATH=8:0\0";
+        assert!(is_of_interest(path));
+        assert!(!is_of_interest(
+            b"add@/devices/virtual/net/veth0\0ACTION=add\0SUBSYSTEM=net\0"
+        ));
     }
 }

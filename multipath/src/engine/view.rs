@@ -108,13 +108,27 @@ fn as_text<T: std::fmt::Display, S: serde::Serializer>(value: &T, serializer: S)
 /// # Errors
 /// The kernel refused; without the device-mapper module that is `NotFound`.
 pub fn maps(host: &Host) -> Result<Vec<Map>, DmError> {
+    those(host, |_| true)
+}
+
+/// The maps of ours that are wanted, by name.
+pub(super) fn those(host: &Host, wanted: impl Fn(&DmInfo) -> bool) -> Result<Vec<Map>, DmError> {
     let mut maps = Vec::new();
-    for info in host.dm.list()? {
-        if names::wwid_of(&info.uuid).is_some() && names::volume_of(&info.name).is_some() {
+    for info in host.dm.list()?.into_iter().filter(wanted) {
+        maps.extend(map(host, info)?);
+    }
+    maps.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(maps)
+}
+
+/// The maps of ours with these names, without a look at any other device.
+pub(super) fn named(host: &Host, names: &[String]) -> Result<Vec<Map>, DmError> {
+    let mut maps = Vec::new();
+    for name in names {
+        if let Some(info) = host.dm.info(name)? {
             maps.extend(map(host, info)?);
         }
     }
-    maps.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(maps)
 }
 

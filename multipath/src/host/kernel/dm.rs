@@ -1,13 +1,10 @@
-//! Device-mapper through the low level of the `devicemapper` crate.
-//!
-//! When a udev runs on this host the crate waits, without a time limit, until udev has handled the event of a resume or remove, by a SysV
-//! semaphore that both must see: a container needs the host's IPC namespace, or must not see /run/udev. Callers hold a deadline
-//! ([`crate::worker`]), so a missing answer costs a thread and an error, not a hang.
+//! Device-mapper through the low level of the `devicemapper` crate, apart from the two calls that would wait for udev ([`super::dm_ioctl`]).
 
 use std::{io, path::Path};
 
 use devicemapper::{DM, DevId, DeviceInfo, DmFlags, DmName, DmOptions, DmUdevFlags, DmUuid, errors};
 
+use super::dm_ioctl;
 use crate::host::{DevNo, DeviceMapper, DmError, DmInfo, TargetLine};
 
 /// The control device (drivers/md/dm-ioctl.c).
@@ -18,10 +15,11 @@ const CONTROL: &str = "/dev/mapper/control";
 pub struct KernelDeviceMapper;
 
 /// udev shall make the links in /dev/mapper and leave the content alone: a blkid on a map without paths would hang a udev worker.
-fn udev_flags() -> DmUdevFlags {
-    DmUdevFlags::DM_UDEV_DISABLE_SUBSYSTEM_RULES_FLAG
+fn udev_flags() -> u32 {
+    (DmUdevFlags::DM_UDEV_DISABLE_SUBSYSTEM_RULES_FLAG
         | DmUdevFlags::DM_UDEV_DISABLE_DISK_RULES_FLAG
-        | DmUdevFlags::DM_UDEV_DISABLE_OTHER_RULES_FLAG
+        | DmUdevFlags::DM_UDEV_DISABLE_OTHER_RULES_FLAG)
+        .bits()
 }
 
 fn options(flags: DmFlags) -> DmOptions {
@@ -42,21 +40,19 @@ fn call<T>(
     device: &str,
     f: impl FnOnce(&DM) -> devicemapper::DmResult<T>,
 ) -> Result<T, DmError> {
-    let wrap = |error| DmError {
+    let wrap = |source| DmError {
         operation,
         device: device.to_owned(),
-        source: to_io(error),
+        source,
     };
+    // The crate does not say why it could not open the device; this is the reason that callers want to know.
     if !Path::new(CONTROL).exists() {
-        let problem = format!("no {CONTROL}: is the module dm_mod loaded?");
-        let source = io::Error::new(io::ErrorKind::NotFound, problem);
-        return Err(DmError {
-            operation,
-            device: device.to_owned(),
-            source,
-        });
+        return Err(wrap(io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("{CONTROL} is missing: is the module dm_mod loaded?"),
+        )));
     }
-    f(&DM::new().map_err(wrap)?).map_err(wrap)
+    f(&DM::new().map_err(|error| wrap(to_io(error)))?).map_err(|error| wrap(to_io(error)))
 }
 
 /// Like [`call`], on a device addressed by name.
@@ -143,11 +139,11 @@ impl DeviceMapper for KernelDeviceMapper {
         } else {
             DmFlags::DM_NOFLUSH | DmFlags::DM_SKIP_LOCKFS
         };
-        let options = options(flags).set_udev_flags(udev_flags());
-        named("DEV_SUSPEND (resume)", name, |dm, id| {
-            dm.device_suspend(id, options)
+        dm_ioctl::resume(CONTROL, name, flags.bits(), udev_flags()).map_err(|source| DmError {
+            operation: "DEV_SUSPEND (resume)",
+            device: name.to_owned(),
+            source,
         })
-        .map(drop)
     }
 
     fn info(&self, name: &str) -> Result<Option<DmInfo>, DmError> {
@@ -179,7 +175,10 @@ impl DeviceMapper for KernelDeviceMapper {
     }
 
     fn remove(&self, name: &str) -> Result<(), DmError> {
-        let options = DmOptions::default().set_udev_flags(udev_flags());
-        named("DEV_REMOVE", name, |dm, id| dm.device_remove(id, options)).map(drop)
+        dm_ioctl::remove(CONTROL, name, udev_flags()).map_err(|source| DmError {
+            operation: "DEV_REMOVE",
+            device: name.to_owned(),
+            source,
+        })
     }
 }

@@ -2,6 +2,7 @@
 
 mod block;
 mod dm;
+mod dm_ioctl;
 mod scsi;
 mod sysfs;
 
@@ -21,7 +22,7 @@ impl Host {
         let block = Arc::new(KernelBlockDevices::new(node_directory));
         Self {
             dm: Arc::new(KernelDeviceMapper),
-            scsi: Arc::new(KernelScsi),
+            scsi: Arc::new(KernelScsi::new(block.clone())),
             sysfs: Arc::new(KernelSysfs::new("/sys")),
             block,
         }

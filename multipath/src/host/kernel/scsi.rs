@@ -1,12 +1,23 @@
-//! SCSI pass-through by the SG_IO ioctl (include/scsi/sg.h, interface version 3) on `/dev/sdX`.
+//! SCSI pass-through by the SG_IO ioctl (include/scsi/sg.h, interface version 3) on a disk's own block device.
 //!
 //! A command to a blocked device sleeps beyond its own timeout, whatever is asked: callers look at sysfs first and hold a deadline.
 #![allow(unsafe_code)]
 
-use std::{fs::File, io, os::fd::AsRawFd, os::unix::fs::OpenOptionsExt};
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::AsRawFd,
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
+    sync::Arc,
+};
 
+use nix::sys::stat::makedev;
+
+use super::KernelBlockDevices;
 use crate::{
-    host::{Scsi, ScsiError},
+    host::{BlockDevices, DevNo, Scsi, ScsiError},
     sense::Sense,
 };
 
@@ -51,21 +62,44 @@ struct SgIoHdr {
 nix::ioctl_readwrite_bad!(sg_io, SG_IO, SgIoHdr);
 
 /// SG_IO on the disks of this machine.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct KernelScsi;
+#[derive(Clone, Debug)]
+pub struct KernelScsi {
+    block: Arc<KernelBlockDevices>,
+}
+
+impl KernelScsi {
+    /// Opens the disks through the nodes of `block`.
+    #[must_use]
+    pub fn new(block: Arc<KernelBlockDevices>) -> Self {
+        Self { block }
+    }
+
+    /// Opens the disk that has this kernel name now, whatever lies in /dev under that name.
+    fn open(&self, device: &str) -> io::Result<File> {
+        let devno: DevNo = std::fs::read_to_string(format!("/sys/block/{device}/dev"))?
+            .trim_end()
+            .parse()
+            .map_err(io::Error::other)?;
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            // O_NONBLOCK: opening must not wait for a medium.
+            .custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC)
+            .open(self.block.node(devno, device)?)?;
+        // The node may have been made anew between the look and the open.
+        if file.metadata()?.rdev() != makedev(devno.major.into(), devno.minor.into()) {
+            return Err(io::Error::other(format!("the node of {device} is not {devno}")));
+        }
+        Ok(file)
+    }
+}
 
 /// Sends a command and returns how many bytes of `data` the device filled.
-fn send(device: &str, command: &[u8], data: &mut [u8]) -> Result<usize, ScsiError> {
+fn send(disks: &KernelScsi, device: &str, command: &[u8], data: &mut [u8]) -> Result<usize, ScsiError> {
     let wrap = |source: io::Error| ScsiError::Io {
         device: device.to_owned(),
         source,
     };
-    // O_NONBLOCK: opening must not wait for a medium.
-    let file: File = std::fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC)
-        .open(format!("/dev/{device}"))
-        .map_err(wrap)?;
+    let file = disks.open(device).map_err(wrap)?;
     let mut sense = [0u8; 64];
     let mut header = SgIoHdr {
         interface_id: i32::from(b'S'),
@@ -114,19 +148,31 @@ fn send(device: &str, command: &[u8], data: &mut [u8]) -> Result<usize, ScsiErro
 
 impl Scsi for KernelScsi {
     fn inquiry_vpd(&self, device: &str, page: u8) -> Result<Vec<u8>, ScsiError> {
-        // INQUIRY, EVPD set (SPC-6 6.7): page code in byte 2, allocation length in bytes 3 and 4.
-        let mut data = vec![0; 1024];
-        let length = u16::try_from(data.len()).unwrap_or(u16::MAX).to_be_bytes();
-        let filled = send(device, &[0x12, 0x01, page, length[0], length[1], 0], &mut data)?;
-        data.truncate(filled);
+        let mut data = inquiry(self, device, page, FIRST_LENGTH)?;
         // The page says how long it is; what lies behind it is not the device's.
         if let [_, _, high, low, ..] = data[..] {
-            data.truncate(4 + usize::from(u16::from_be_bytes([high, low])));
+            let length = u16::from_be_bytes([high, low]).saturating_add(4);
+            if length > FIRST_LENGTH {
+                data = inquiry(self, device, page, length)?;
+            }
+            data.truncate(length.into());
         }
         Ok(data)
     }
 
     fn test_unit_ready(&self, device: &str) -> Result<(), ScsiError> {
-        send(device, &[0; 6], &mut []).map(drop)
+        send(self, device, &[0; 6], &mut []).map(drop)
     }
+}
+
+/// Bytes that a page is first asked for: enough for the identities of every array that was looked at.
+const FIRST_LENGTH: u16 = 1024;
+
+/// INQUIRY with EVPD set (SPC-6 6.7): page code in byte 2, allocation length in bytes 3 and 4.
+fn inquiry(disks: &KernelScsi, device: &str, page: u8, length: u16) -> Result<Vec<u8>, ScsiError> {
+    let mut data = vec![0; length.into()];
+    let [high, low] = length.to_be_bytes();
+    let filled = send(disks, device, &[0x12, 0x01, page, high, low, 0], &mut data)?;
+    data.truncate(filled);
+    Ok(data)
 }

@@ -8,6 +8,7 @@ use super::{Loaded, MapState, SimKernel, State};
 use crate::{
     host::{DevNo, DeviceMapper, DmError, DmInfo, TargetLine},
     status::{GroupState, GroupStatus, MultipathStatus, PathStatus},
+    table::Feature,
 };
 
 /// Major number of device-mapper devices here.
@@ -145,7 +146,13 @@ impl DeviceMapper for SimKernel {
     }
 
     fn resume(&self, name: &str, _flush: bool) -> Result<(), DmError> {
-        self.changing("RESUME", name)?;
+        self.hangs("RESUME");
+        if let Err(error) = self.changing("RESUME", name) {
+            if let (Some(_), Some(map)) = (error.source.raw_os_error(), self.state().maps.get_mut(name)) {
+                map.suspended = map.live.is_some();
+            }
+            return Err(error);
+        }
         let mut state = self.state();
         let next = state
             .maps
@@ -205,22 +212,17 @@ impl DeviceMapper for SimKernel {
                 return Err(errno(EBUSY));
             }
             let live = map.live.as_mut().ok_or_else(|| errno(EINVAL))?;
-            let (verb, path) = message.split_once(' ').ok_or_else(|| errno(EINVAL))?;
-            let path: DevNo = path.parse().map_err(|_| errno(EINVAL))?;
-            if !live.table.paths().any(|known| known == path) {
-                return Err(errno(EINVAL));
-            }
-            match verb {
-                "fail_path" => {
-                    live.failed.entry(path).or_insert(1);
-                }
-                "reinstate_path" => {
-                    live.failed.remove(&path);
-                }
-                _ => return Err(errno(EINVAL)),
+            let queues = |feature: &Feature| *feature == Feature::QueueIfNoPath;
+            match message {
+                "fail_if_no_path" => live.table.features.retain(|feature| !queues(feature)),
+                "queue_if_no_path" if live.table.queues_if_no_path() => {}
+                "queue_if_no_path" => live.table.features.push(Feature::QueueIfNoPath),
+                _ => return path_message(live, message),
             }
             Ok(())
-        })
+        })?;
+        self.0.changed.notify_all();
+        Ok(())
     }
 
     fn remove(&self, name: &str) -> Result<(), DmError> {
@@ -235,6 +237,25 @@ impl DeviceMapper for SimKernel {
         self.state().maps.remove(name);
         Ok(())
     }
+}
+
+/// `fail_path` and `reinstate_path`.
+fn path_message(live: &mut Loaded, message: &str) -> io::Result<()> {
+    let (verb, path) = message.split_once(' ').ok_or_else(|| errno(EINVAL))?;
+    let path: DevNo = path.parse().map_err(|_| errno(EINVAL))?;
+    if !live.table.paths().any(|known| known == path) {
+        return Err(errno(EINVAL));
+    }
+    match verb {
+        "fail_path" => {
+            live.failed.entry(path).or_insert(1);
+        }
+        "reinstate_path" => {
+            live.failed.remove(&path);
+        }
+        _ => return Err(errno(EINVAL)),
+    }
+    Ok(())
 }
 
 fn line(length: u64, params: String) -> TargetLine {

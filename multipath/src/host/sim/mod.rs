@@ -12,7 +12,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     io,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
 
 use super::{BlockDevices, DevNo, Host};
@@ -76,6 +76,8 @@ struct State {
     next: u32,
     /// Faults to come: operation and errno, each used once.
     faults: Vec<(String, i32)>,
+    /// Operations that hang, with the calls that do.
+    hanging: HashMap<String, usize>,
     /// Changing calls that still work before the process counts as killed.
     fuse: Option<usize>,
     /// Changing calls so far.
@@ -86,6 +88,16 @@ impl State {
     fn number(&mut self) -> u32 {
         self.next += 1;
         self.next
+    }
+
+    /// The table has a path that carries I/O.
+    fn has_usable_path(&self, live: &Loaded) -> bool {
+        live.table.paths().any(|path| {
+            !live.failed.contains_key(&path)
+                && self
+                    .disk_by_devno(path)
+                    .is_some_and(|(_, disk)| disk.state == "running")
+        })
     }
 
     /// Counts a changing call; an error when a fault is due or the process is dead.
@@ -135,7 +147,14 @@ impl State {
 
 /// The simulated kernel. Clones are the same machine.
 #[derive(Clone, Default)]
-pub struct SimKernel(Arc<Mutex<State>>);
+pub struct SimKernel(Arc<Machine>);
+
+#[derive(Default)]
+struct Machine {
+    state: Mutex<State>,
+    /// Signalled when something may go on that waits in the kernel.
+    changed: Condvar,
+}
 
 impl SimKernel {
     /// A machine without sessions, disks or maps.
@@ -156,7 +175,37 @@ impl SimKernel {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sleeps as in the kernel for as long as `stuck` says.
+    fn sleep_while(&self, stuck: impl FnMut(&mut State) -> bool) {
+        drop(
+            self.0
+                .changed
+                .wait_while(self.state(), stuck)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+    }
+
+    /// A call of this kind hangs here if one is to.
+    fn hangs(&self, operation: &str) {
+        if let Some(calls) = self.state().hanging.get_mut(operation) {
+            *calls += 1;
+        }
+        self.sleep_while(|state| state.hanging.contains_key(operation));
+    }
+
+    /// Calls of this kind hang from now on: `SG_IO`, `RESUME` or `FLUSH`.
+    pub fn hang(&self, operation: &str) {
+        self.state().hanging.insert(operation.to_owned(), 0);
+    }
+
+    /// The calls of this kind that hang return; answers how many there were.
+    pub fn release(&self, operation: &str) -> usize {
+        let calls = self.state().hanging.remove(operation).unwrap_or(0);
+        self.0.changed.notify_all();
+        calls
     }
 
     /// Makes a LUN appear on a target, or another one in its place; no path is told.
@@ -265,9 +314,12 @@ impl SimKernel {
                 "running".clone_into(&mut disk.state);
             }
         }
+        drop(state);
+        self.0.changed.notify_all();
     }
 
     /// The next call of this kind fails with this errno: `TABLE_LOAD`, `DEV_CREATE`, `RESUME`, `DEV_REMOVE`, `TARGET_MSG`, `SG_IO`, `WRITE`, `FLUSH`.
+    /// A `RESUME` that fails so leaves the map suspended and its new table loaded, as a wait that was interrupted does.
     pub fn fail_next(&self, operation: &str, errno: i32) {
         self.state().faults.push((operation.to_owned(), errno));
     }
@@ -342,8 +394,22 @@ impl BlockDevices for SimKernel {
             .ok_or_else(|| io::Error::from_raw_os_error(nix::libc::ENXIO))
     }
 
-    fn flush(&self, _: DevNo, _: &str) -> io::Result<()> {
-        self.state().change("FLUSH")
+    fn flush(&self, devno: DevNo, _: &str) -> io::Result<()> {
+        self.hangs("FLUSH");
+        self.state().change("FLUSH")?;
+        let live = |state: &State| {
+            let map = state.maps.values().find(|map| dm::devno(map.minor) == devno);
+            map.and_then(|map| map.live.clone())
+        };
+        // Without a usable path the map holds the request, or fails it when it does not queue.
+        self.sleep_while(|state| {
+            live(state).is_some_and(|live| live.table.queues_if_no_path() && !state.has_usable_path(&live))
+        });
+        let state = self.state();
+        match live(&state) {
+            Some(live) if !state.has_usable_path(&live) => Err(io::Error::from_raw_os_error(nix::libc::EIO)),
+            _ => Ok(()),
+        }
     }
 
     fn read_at(&self, devno: DevNo, _: &str, offset: u64, length: usize) -> io::Result<Vec<u8>> {

@@ -12,6 +12,7 @@ impl SimKernel {
             device: device.to_owned(),
             source,
         };
+        self.hangs("SG_IO");
         let mut state = self.state();
         if state.faults.iter().any(|(fault, _)| fault == "SG_IO") {
             state.change("SG_IO").map_err(wrap)?;

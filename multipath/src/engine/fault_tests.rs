@@ -1,0 +1,223 @@
+//! The engine on the simulated kernel when calls fail, hang or are cut short.
+
+use super::{tests::*, *};
+
+/// Enough for a look of the monitor and what it starts.
+const LOOKS: Duration = Duration::from_millis(800);
+
+#[tokio::test]
+async fn a_swap_that_was_interrupted_does_not_leave_the_new_table_behind() {
+    let lab = lab(3).await;
+    let mut paths = lab.proven().await;
+    let late = paths.pop().unwrap();
+    lab.engine.build(spec(), paths).await.unwrap();
+    lab.kernel.fail_next("RESUME", nix::libc::EINTR);
+    assert!(lab.engine.join(&wwid(), late.clone()).await.is_err());
+    let map = lab.map().await;
+    assert_eq!(
+        (map.suspended, map.inactive_table, map.paths().count()),
+        (false, false, 2)
+    );
+    assert_eq!(
+        lab.engine.join(&wwid(), late).await.unwrap().paths().count(),
+        3,
+        "and the next try works"
+    );
+}
+
+#[tokio::test]
+async fn killed_at_any_call_of_a_join_the_map_goes_on_and_the_path_joins() {
+    for calls in 0.. {
+        let lab = lab(3).await;
+        let mut paths = lab.proven().await;
+        let late = paths.pop().unwrap();
+        lab.engine.build(spec(), paths).await.unwrap();
+        lab.kernel.kill_after(calls);
+        let finished = lab.engine.join(&wwid(), late).await.is_ok();
+        lab.kernel.restart();
+        let engine = Engine::new(lab.kernel.host());
+        let adopted = engine.adopt().await.unwrap();
+        assert_eq!(
+            (adopted[0].suspended, adopted[0].inactive_table),
+            (false, false),
+            "killed after {calls} calls"
+        );
+        let late = engine.prove(hctl(lab.sessions[2]), &wwid(), SHORT).await.unwrap();
+        assert_eq!(engine.join(&wwid(), late).await.unwrap().paths().count(), 3);
+        if finished {
+            assert!(calls >= 2, "load, resume");
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_was_replaced_after_its_proof_is_not_used() {
+    let lab = lab(1).await;
+    let proven = lab.proven().await;
+    scsi_device::delete(lab.engine.host(), proven[0].disk()).unwrap();
+    scsi_device::scan(lab.engine.host(), &hctl(lab.sessions[0]), SHORT)
+        .await
+        .unwrap();
+    let error = lab.engine.build(spec(), proven).await.unwrap_err();
+    assert!(matches!(error, BuildError::Gone { .. }), "{error}");
+    assert!(lab.kernel.maps().is_empty());
+}
+
+#[tokio::test]
+async fn a_path_that_is_shorter_than_the_map_is_refused_a_longer_one_waits_for_the_resize() {
+    let lab = lab(3).await;
+    let mut paths = lab.proven().await;
+    let (longer, _) = (paths.pop().unwrap(), paths.pop().unwrap());
+    lab.engine.build(spec(), paths).await.unwrap();
+
+    lab.kernel.set_lun(TARGET, LUN, &wwid(), GIB / 2);
+    rescan(&lab, 1);
+    let shorter = lab
+        .engine
+        .prove(hctl(lab.sessions[1]), &wwid(), SHORT)
+        .await
+        .unwrap();
+    let error = lab.engine.join(&wwid(), shorter).await.unwrap_err();
+    assert!(matches!(error, BuildError::Sizes { .. }), "{error}");
+
+    lab.kernel.set_lun(TARGET, LUN, &wwid(), 2 * GIB);
+    rescan(&lab, 2);
+    let map = lab.engine.join(&wwid(), longer).await.unwrap();
+    assert_eq!((map.size_bytes, map.paths().count()), (GIB, 2));
+    assert_eq!(lab.engine.resize(&wwid(), SHORT).await.unwrap(), 2 * GIB);
+}
+
+fn rescan(lab: &Lab, session: usize) {
+    let path = format!("class/scsi_device/{}/device/rescan", hctl(lab.sessions[session]));
+    lab.engine.host().sysfs.write(&path, "1").unwrap();
+}
+
+#[tokio::test]
+async fn a_volume_grows_past_a_disk_that_is_gone() {
+    let lab = lab(2).await;
+    let paths = lab.proven().await;
+    lab.engine.build(spec(), paths.clone()).await.unwrap();
+    scsi_device::delete(lab.engine.host(), paths[0].disk()).unwrap();
+    lab.kernel.set_lun(TARGET, LUN, &wwid(), 2 * GIB);
+    assert_eq!(lab.engine.resize(&wwid(), SHORT).await.unwrap(), 2 * GIB);
+    assert_eq!(lab.map().await.paths().count(), 1);
+}
+
+#[tokio::test]
+async fn a_map_is_made_writable_when_it_is_wanted_so() {
+    let lab = lab(1).await;
+    let read_only = MapSpec {
+        read_only: true,
+        ..spec()
+    };
+    assert!(
+        lab.engine
+            .build(read_only, lab.proven().await)
+            .await
+            .unwrap()
+            .read_only
+    );
+    assert!(
+        !lab.engine
+            .build(spec(), lab.proven().await)
+            .await
+            .unwrap()
+            .read_only
+    );
+}
+
+#[tokio::test]
+async fn a_hanging_change_of_one_map_keeps_nobody_for_ever() {
+    let lab = lab(2).await;
+    lab.engine.build(spec(), lab.proven().await).await.unwrap();
+    let late = lab.proven().await.pop().unwrap();
+    lab.kernel.set_lun(TARGET, LUN, &wwid(), 2 * GIB);
+    lab.kernel.hang("RESUME");
+    let error = lab.engine.resize(&wwid(), SHORT).await.unwrap_err();
+    assert!(
+        matches!(error, BuildError::Worker(WorkerError::Deadline { .. })),
+        "{error}"
+    );
+    let error = lab.engine.remove(&wwid(), SHORT).await.unwrap_err();
+    assert!(
+        error.to_string().contains("an earlier change of this map"),
+        "{error}"
+    );
+    assert!(
+        lab.engine.find(&wwid()).await.unwrap().is_some(),
+        "looking is free"
+    );
+    assert_eq!(lab.kernel.release("RESUME"), 1);
+    lab.engine.join(&wwid(), late).await.unwrap();
+    assert_eq!(lab.map().await.size_bytes, 2 * GIB);
+}
+
+#[tokio::test]
+async fn a_map_without_paths_is_removed_without_waiting_for_one() {
+    let lab = lab(2).await;
+    lab.engine.build(spec(), lab.proven().await).await.unwrap();
+    for session in &lab.sessions {
+        lab.kernel.cut(*session, "transport-offline");
+    }
+    assert_eq!(lab.engine.remove(&wwid(), SHORT).await.unwrap().len(), 2);
+    assert!(lab.kernel.maps().is_empty());
+}
+
+#[tokio::test]
+async fn a_flush_that_loses_its_last_path_ends_and_the_map_queues_again() {
+    let lab = lab(1).await;
+    lab.engine.build(spec(), lab.proven().await).await.unwrap();
+    // The device says nothing of it yet: only the target has failed the path between the look and the flush.
+    let map = lab.map().await;
+    let devno = map.paths().next().unwrap().devno;
+    let (kernel, name) = (lab.kernel.clone(), map.name.clone());
+    kernel.hang("FLUSH");
+    let failing = async move {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let message = format!("fail_path {devno}");
+        kernel.host().dm.message(&name, &message).unwrap();
+        kernel.release("FLUSH");
+    };
+    let wwid = wwid();
+    let (removed, ()) = tokio::join!(lab.engine.remove(&wwid, SHORT), failing);
+    let error = removed.unwrap_err();
+    assert!(
+        matches!(error, RemoveError::Worker(WorkerError::Deadline { .. })),
+        "{error}"
+    );
+    assert!(lab.map().await.queue_if_no_path);
+    assert_eq!(
+        lab.engine.remove(&wwid, SHORT).await.unwrap().len(),
+        1,
+        "and the next try ends it"
+    );
+}
+
+#[tokio::test]
+async fn one_hanging_check_is_all_that_a_path_gets() {
+    let lab = lab(2).await;
+    lab.engine.build(spec(), lab.proven().await).await.unwrap();
+    lab.kernel.cut(lab.sessions[0], "transport-offline");
+    lab.kernel.heal(lab.sessions[0]);
+    lab.kernel.hang("SG_IO");
+    lab.engine.monitor(tokio::time::sleep(2 * LOOKS)).await;
+    assert_eq!(lab.kernel.release("SG_IO"), 1);
+    lab.watch("both paths are active", |map| {
+        map.paths().all(PathView::is_usable)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_path_whose_disk_is_gone_is_failed() {
+    let lab = lab(2).await;
+    let paths = lab.proven().await;
+    lab.engine.build(spec(), paths.clone()).await.unwrap();
+    scsi_device::delete(lab.engine.host(), paths[0].disk()).unwrap();
+    lab.watch("the path is failed", |map| {
+        map.paths()
+            .any(|path| path.device_state == "gone" && !path.active)
+    })
+    .await;
+}
