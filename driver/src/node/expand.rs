@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::{
     Inner,
+    fault::Fault,
     guard::Guard,
     view::{self, Top},
 };
@@ -25,8 +26,6 @@ use crate::{
 
 /// Time limit of asking every path for its size and loading the longer table.
 const RESIZE: Duration = Duration::from_secs(60);
-
-type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why a volume did not grow.
 #[derive(Debug, thiserror::Error)]
@@ -76,15 +75,13 @@ pub enum ExpandError {
         volume: Uuid,
     },
     /// The multipath engine.
-    #[error("volume {volume}: {step}")]
+    #[error("volume {volume}")]
     Engine {
         /// Which volume.
         volume: Uuid,
-        /// What was being done.
-        step: &'static str,
-        /// Why.
+        /// Which step, and why.
         #[source]
-        source: Cause,
+        source: Fault,
     },
     /// The mount table.
     #[error("volume {volume}")]
@@ -116,7 +113,8 @@ impl Coded for ExpandError {
                 source: MountError::Overdue { .. },
                 ..
             } => Code::DeadlineExceeded,
-            Self::Engine { .. } | Self::Mount { .. } | Self::Fs { .. } => Code::Internal,
+            Self::Engine { source, .. } => source.code,
+            Self::Mount { .. } | Self::Fs { .. } => Code::Internal,
         }
     }
 }
@@ -132,11 +130,8 @@ impl Inner {
     ) -> Result<u64, ExpandError> {
         let volume = id.uuid();
         let mount = |source| ExpandError::Mount { volume, source };
-        let engine = |step, source| ExpandError::Engine { volume, step, source };
-        let map = self
-            .map(volume)
-            .await
-            .map_err(|e| engine("look for its map", e))?;
+        let engine = |source| ExpandError::Engine { volume, source };
+        let map = self.map(volume).await.map_err(engine)?;
         let map = map.ok_or(ExpandError::NotHere { volume })?;
         let path = self.mounter.resolve(&path).await.map_err(mount)?;
         let disk = view::disk(&self.host, &map).await.map_err(mount)?;
@@ -151,7 +146,7 @@ impl Inner {
             .engine
             .resize(&map.wwid, RESIZE)
             .await
-            .map_err(|e| engine("grow its map", e.into()))?;
+            .map_err(|e| engine(Fault::build("grow its map", e)))?;
         if let Some(required) = range.required.filter(|&r| r > actual) {
             return Err(ExpandError::NotGrown {
                 volume,

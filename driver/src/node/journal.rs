@@ -119,6 +119,24 @@ impl Journal {
         .await
     }
 
+    /// Nothing of the volume is left on this node: removes its file. One that says that a format was begun is kept for a
+    /// while, or the rest of that format would look like data to the next stage.
+    pub async fn settle(&self, volume: Uuid) -> Result<(), JournalError> {
+        match self.get(volume).await? {
+            Some(entry) if entry.may_format_again() => {
+                self.put(
+                    volume,
+                    &Entry {
+                        staged: false,
+                        ..entry
+                    },
+                )
+                .await
+            }
+            _ => self.remove(volume).await,
+        }
+    }
+
     /// Every file that can be understood.
     pub async fn list(&self) -> Result<Vec<(Uuid, Entry)>, JournalError> {
         let directory = self.directory.clone();

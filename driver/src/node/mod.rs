@@ -24,7 +24,9 @@ use crate::{
     programs::Programs,
 };
 
+mod build_up;
 mod expand;
+pub mod fault;
 pub mod guard;
 pub mod info;
 mod iscsi;

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::{
     Inner,
+    fault::Fault,
     guard::Guard,
     validate::{Access, Publish},
     view::{self, Top},
@@ -23,8 +24,6 @@ use crate::{
 
 /// More mounts than this on top of one another are not ours.
 const STACK: usize = 16;
-
-type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why a volume is not published.
 #[derive(Debug, thiserror::Error)]
@@ -68,13 +67,13 @@ pub enum PublishError {
         path: PathBuf,
     },
     /// The multipath engine.
-    #[error("volume {volume}: look for its map")]
+    #[error("volume {volume}")]
     Engine {
         /// Which volume.
         volume: Uuid,
-        /// Why.
+        /// Which step, and why.
         #[source]
-        source: Cause,
+        source: Fault,
     },
     /// The mount table.
     #[error("volume {volume}")]
@@ -98,7 +97,8 @@ impl Coded for PublishError {
                 source: MountError::Overdue { .. },
                 ..
             } => Code::DeadlineExceeded,
-            Self::Engine { .. } | Self::Mount { .. } => Code::Internal,
+            Self::Engine { source, .. } => source.code,
+            Self::Mount { .. } => Code::Internal,
         }
     }
 }
@@ -126,13 +126,13 @@ pub enum UnpublishError {
         source: MountError,
     },
     /// The multipath engine.
-    #[error("volume {volume}: look for its map")]
+    #[error("volume {volume}")]
     Engine {
         /// Which volume.
         volume: Uuid,
-        /// Why.
+        /// Which step, and why.
         #[source]
-        source: Cause,
+        source: Fault,
     },
     /// The mount table.
     #[error("volume {volume}")]
@@ -153,7 +153,8 @@ impl Coded for UnpublishError {
                 source: MountError::Overdue { .. },
                 ..
             } => Code::DeadlineExceeded,
-            Self::Engine { .. } | Self::Mount { .. } => Code::Internal,
+            Self::Engine { source, .. } => source.code,
+            Self::Mount { .. } => Code::Internal,
         }
     }
 }

@@ -8,7 +8,7 @@ use anyhow::Context;
 use storagelink_multipath::{Engine, Host};
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, Node, NodeService, Outside, info};
+use super::{Config, Node, NodeService, Outside, info, journal::Entry};
 use crate::{
     attach::iscsi::{self, Initiator},
     codes::chain,
@@ -124,6 +124,7 @@ impl Node {
         let mut started = 0;
         for (volume, entry) in self.0.journal.list().await? {
             let Some(map) = maps.iter().find(|map| map.volume == volume.to_string()) else {
+                self.forget(volume, &entry).await;
                 continue;
             };
             // A stage or unstage that did not end is the next call's business.
@@ -142,5 +143,19 @@ impl Node {
             started += 1;
         }
         Ok(started)
+    }
+
+    /// Removes a record that only said that a format was begun, when that is too long ago to mean anything.
+    async fn forget(&self, volume: uuid::Uuid, entry: &Entry) {
+        if entry.staged || entry.formatting.is_none() || entry.may_format_again() {
+            return;
+        }
+        // Somebody who works on the volume right now decides about its record.
+        let Ok(_guard) = self.0.guards.take(volume) else {
+            return;
+        };
+        if let Err(error) = self.0.journal.remove(volume).await {
+            tracing::warn!(volume.id = %volume, error = chain(&error), "cannot remove an old record");
+        }
     }
 }

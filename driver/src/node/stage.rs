@@ -4,42 +4,28 @@
 //! mount. It must never let a path in whose live identity is not the volume's, and never answer before at least one
 //! path carries I/O. A refusal takes back what this call, or a stage before it that did not end, has set up.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::path::{Path, PathBuf};
 
-use storagelink_multipath::{
-    Hctl, Map, MapSpec, PathView, ProvenPath, Wwid, engine::ProveError, scsi_device,
-};
+use storagelink_multipath::{Map, PathView};
 use tonic::Code;
 use uuid::Uuid;
 
 use super::{
     Inner,
+    fault::Fault,
     guard::Guard,
     journal::{Entry, JournalError},
-    prepare::{Disk, PrepareError, Preparer, mount_request},
-    transport::{Attached, TransportError},
+    prepare::{Disk, PrepareError},
+    transport::TransportError,
     unstage::UnstageError,
     validate::{Access, Stage},
     view::{self, Seen, Top},
 };
 use crate::{
-    codes::{Coded, chain},
-    mount::{FsType, MountError, Request, filesystem, superblock::Superblock},
+    codes::Coded,
+    mount::MountError,
+    publish_context::{ContextError, Portal},
 };
-
-/// How long the first path may take: a login with a retry, and a scan.
-const ATTACH: Duration = Duration::from_secs(45);
-/// Time limit of the identity check of one path.
-const PROVE: Duration = Duration::from_secs(10);
-/// Time limit of asking every path for its size again.
-const RESIZE: Duration = Duration::from_secs(30);
-/// A file system that is this much smaller than its disk is grown when it is mounted: makers leave less unused.
-const UNUSED: u64 = 64 << 20;
-
-type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why a volume is not staged.
 #[derive(Debug, thiserror::Error)]
@@ -93,15 +79,13 @@ pub enum StageError {
         published: u64,
     },
     /// The multipath engine.
-    #[error("volume {volume}: {step}")]
+    #[error("volume {volume}")]
     Engine {
         /// Which volume.
         volume: Uuid,
-        /// What was being done.
-        step: &'static str,
-        /// Why.
+        /// Which step, and why.
         #[source]
-        source: Cause,
+        source: Fault,
     },
     /// The transport.
     #[error("volume {volume}")]
@@ -133,6 +117,9 @@ pub enum StageError {
         #[source]
         source: Box<UnstageError>,
     },
+    /// The published identity.
+    #[error(transparent)]
+    Context(ContextError),
     /// The intention could not be noted.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -146,7 +133,9 @@ impl Coded for StageError {
                 Code::FailedPrecondition
             }
             Self::NoPath { .. } => Code::Unavailable,
-            Self::Engine { .. } | Self::Journal(_) => Code::Internal,
+            Self::Engine { source, .. } => source.code,
+            Self::Context(_) => Code::InvalidArgument,
+            Self::Journal(_) => Code::Internal,
             Self::Transport { source, .. } => source.code,
             Self::Prepare(error) => error.code(),
             Self::Mount {
@@ -231,18 +220,19 @@ enum Before {
     New(Option<Entry>),
 }
 
-struct Work<'a> {
-    node: &'a Inner,
-    volume: Uuid,
-    request: &'a Stage,
-    staging: &'a Path,
-    guard: Guard,
+/// One stage under way.
+pub(super) struct Work<'a> {
+    pub(super) node: &'a Inner,
+    pub(super) volume: Uuid,
+    pub(super) request: &'a Stage,
+    pub(super) staging: &'a Path,
+    pub(super) guard: Guard,
 }
 
 impl Work<'_> {
     async fn before(&self) -> Result<Before, StageError> {
         let found = self.node.engine.find_by_volume(&self.volume.to_string()).await;
-        let map = found.map_err(|e| self.engine("look for its map", e))?;
+        let map = found.map_err(|e| self.engine(Fault::view(e)))?;
         let entry = self.node.journal.get(self.volume).await?;
         let Some(map) = map else {
             // Another's mount at the staging path must not be covered.
@@ -333,219 +323,8 @@ impl Work<'_> {
         }
     }
 
-    /// Paths, map, file system. Returns the portals that are still missing.
-    async fn build_up(&self, entry: &mut Entry) -> Result<Vec<crate::publish_context::Portal>, StageError> {
-        let volume = self.volume;
-        let wwid: Wwid = self
-            .request
-            .context
-            .wwid
-            .parse()
-            .map_err(|e| self.engine("read publish_context.wwid", e))?;
-        let attached = self.node.transport.attach(&self.request.context, ATTACH).await;
-        let Attached { paths, missing } =
-            attached.map_err(|source| StageError::Transport { volume, source })?;
-        for (portal, error) in &missing {
-            tracing::warn!(volume.id = %volume, %portal, error, "path is missing, it is brought up in the background");
-        }
-        let proven = self.prove(paths, &wwid).await?;
-        let spec = MapSpec {
-            volume: volume.to_string(),
-            wwid: wwid.clone(),
-            read_only: self.request.read_only(),
-        };
-        let map = self
-            .node
-            .engine
-            .build(spec, proven)
-            .await
-            .map_err(|e| self.engine("build its map", e))?;
-        let map = self.sized(map, &wwid).await?;
-        if let Access::Mount { fs, .. } = self.request.capability.access {
-            let disk = view::disk(&self.node.host, &map)
-                .await
-                .map_err(|e| self.mount(e))?;
-            // After a restart of paths alone it is mounted already.
-            if matches!(self.look(Some(&disk)).await?.at(self.staging), Top::Free) {
-                self.mount_it(&disk, fs, entry).await?;
-            }
-        }
-        entry.staged = true;
-        entry.formatting = None;
-        self.node.journal.put(volume, entry).await?;
-        Ok(missing.into_iter().map(|(portal, _)| portal).collect())
-    }
-
-    /// Every path's identity, read from it now, all at once. A path that does not prove it is taken away.
-    async fn prove(&self, paths: Vec<Hctl>, wwid: &Wwid) -> Result<Vec<ProvenPath>, StageError> {
-        let checks: Vec<_> = paths
-            .into_iter()
-            .map(|hctl| {
-                let (engine, wwid) = (self.node.engine.clone(), wwid.clone());
-                let label = hctl.to_string();
-                (
-                    hctl,
-                    label,
-                    tokio::spawn(async move { engine.prove(hctl, &wwid, PROVE).await }),
-                )
-            })
-            .collect();
-        let (mut proven, mut wrong, mut errors) = (Vec::new(), Vec::new(), Vec::new());
-        for (hctl, label, check) in checks {
-            match check
-                .await
-                .unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
-            {
-                Ok(path) => proven.push(path),
-                Err(error) => {
-                    let text = format!("{label}: {}", chain(&error));
-                    tracing::warn!(volume.id = %self.volume, path = label, error = text, "path is left out");
-                    if matches!(error, ProveError::Mismatch { .. }) {
-                        wrong.push(text);
-                    } else {
-                        errors.push(text);
-                    }
-                    self.drop_device(hctl).await;
-                }
-            }
-        }
-        let (volume, wwid) = (self.volume, wwid.to_string());
-        match (proven.is_empty(), wrong.is_empty()) {
-            (false, _) => Ok(proven),
-            (true, false) => Err(StageError::WrongIdentity {
-                volume,
-                wwid,
-                found: wrong.join("; "),
-            }),
-            (true, true) => Err(StageError::NoPath {
-                volume,
-                wwid,
-                errors: errors.join("; "),
-            }),
-        }
-    }
-
-    /// Deletes the device of a path that was left out, so that nothing on this host takes it for the volume.
-    async fn drop_device(&self, hctl: Hctl) {
-        let host = self.node.host.clone();
-        let found =
-            storagelink_multipath::worker::run("find-path", PROVE, move || scsi_device::find(&host, &hctl))
-                .await;
-        if let Ok(Some(disk)) = found
-            && let Err(error) = self.node.transport.detach(&[disk], None).await
-        {
-            tracing::warn!(volume.id = %self.volume, error = chain(&error), "cannot delete the device of a wrong path");
-        }
-    }
-
-    /// A map with the volume's size. A session that was there before may remember an older size.
-    async fn sized(&self, map: Map, wwid: &Wwid) -> Result<Map, StageError> {
-        let published = self.request.context.size_bytes;
-        if map.size_bytes >= published {
-            return Ok(map);
-        }
-        let resized = self.node.engine.resize(wwid, RESIZE).await;
-        let actual = resized.map_err(|e| self.engine("ask its paths for their size", e))?;
-        if actual < published {
-            return Err(StageError::TooSmall {
-                volume: self.volume,
-                actual,
-                published,
-            });
-        }
-        Ok(Map {
-            size_bytes: actual,
-            ..map
-        })
-    }
-
-    async fn mount_it(&self, disk: &Disk, fs: FsType, entry: &mut Entry) -> Result<(), StageError> {
-        let Access::Mount { options, .. } = &self.request.capability.access else {
-            return Ok(());
-        };
-        let read_only = self.request.read_only();
-        let preparer = Preparer {
-            block: self.node.host.block.clone(),
-            programs: self.node.programs.as_ref(),
-            journal: &self.node.journal,
-            volume: self.volume,
-        };
-        let found = preparer.prepare(disk, fs, read_only, entry).await?;
-        self.node
-            .mounter
-            .make_directory(self.staging)
-            .await
-            .map_err(|e| self.mount(e))?;
-        let request = mount_request(disk, found, options, read_only, self.staging.to_owned());
-        self.mount_request(request).await?;
-        if !read_only && found.size_bytes.saturating_add(UNUSED) <= disk.size {
-            self.grow(disk, found).await;
-        }
-        Ok(())
-    }
-
-    async fn mount_request(&self, mut request: Request) -> Result<(), StageError> {
-        let Err(error) = self.node.mounter.mount(request.clone(), self.guard.clone()).await else {
-            return Ok(());
-        };
-        // XFS refuses a second file system of the same UUID: a clone of a volume that is mounted on this node too.
-        let nouuid = request.fs == FsType::Xfs
-            && error.errno() == Some(nix::libc::EINVAL)
-            && !request.data.split(',').any(|o| o == "nouuid");
-        if !nouuid {
-            return Err(self.mount(error));
-        }
-        request.data = if request.data.is_empty() {
-            "nouuid".to_owned()
-        } else {
-            format!("{},nouuid", request.data)
-        };
-        // The first refusal is the one to tell: without a twin the option changes nothing.
-        self.node
-            .mounter
-            .mount(request, self.guard.clone())
-            .await
-            .map_err(|_| self.mount(error))
-    }
-
-    /// A volume made from a smaller one has a file system smaller than itself, and nobody else grows it. It is of use
-    /// without that too.
-    async fn grow(&self, disk: &Disk, found: Superblock) {
-        let grown = filesystem::grow(self.node.programs.as_ref(), found.fs, &disk.node, self.staging).await;
-        if let Err(error) = grown {
-            tracing::warn!(volume.id = %self.volume, error = chain(&error), "cannot grow its file system to its size");
-        }
-    }
-
-    /// After a refusal: nothing stays. What cannot be taken back is on record for the next stage or unstage.
-    async fn take_back(&self) {
-        let found = self.node.engine.find_by_volume(&self.volume.to_string()).await;
-        let entry = self.node.journal.get(self.volume).await;
-        let done = match (found, entry) {
-            (Ok(map), Ok(entry)) => self
-                .node
-                .tear_down(self.volume, map, entry.as_ref())
-                .await
-                .map_err(|e| chain(&e)),
-            (Err(error), _) => Err(chain(&error)),
-            (_, Err(error)) => Err(chain(&error)),
-        };
-        match done {
-            Ok(()) => {
-                if let Err(error) = self.node.journal.remove(self.volume).await {
-                    tracing::warn!(volume.id = %self.volume, error = chain(&error), "cannot remove its record");
-                }
-            }
-            Err(error) => {
-                tracing::warn!(volume.id = %self.volume, error, "a failed stage is not taken back entirely");
-            }
-        }
-    }
-
-    fn join(&self, missing: Vec<crate::publish_context::Portal>) {
-        let Ok(wwid) = self.request.context.wwid.parse() else {
-            return;
-        };
+    fn join(&self, missing: Vec<Portal>) {
+        let Ok(wwid) = self.wwid() else { return };
         let (transport, engine) = (self.node.transport.clone(), self.node.engine.clone());
         self.node.joins.start(
             self.volume,
@@ -557,7 +336,7 @@ impl Work<'_> {
         );
     }
 
-    async fn look(&self, disk: Option<&Disk>) -> Result<Seen, StageError> {
+    pub(super) async fn look(&self, disk: Option<&Disk>) -> Result<Seen, StageError> {
         let elsewhere = self.node.config.host_root.as_deref();
         view::look(&self.node.mounter, disk, elsewhere)
             .await
@@ -582,18 +361,17 @@ impl Work<'_> {
         }
     }
 
-    fn mount(&self, source: MountError) -> StageError {
+    pub(super) fn mount(&self, source: MountError) -> StageError {
         StageError::Mount {
             volume: self.volume,
             source,
         }
     }
 
-    fn engine(&self, step: &'static str, source: impl Into<Cause>) -> StageError {
+    pub(super) fn engine(&self, source: Fault) -> StageError {
         StageError::Engine {
             volume: self.volume,
-            step,
-            source: source.into(),
+            source,
         }
     }
 }

@@ -14,11 +14,10 @@ use uuid::Uuid;
 
 use super::{
     Inner,
+    fault::Fault,
     view::{self, Top, Use},
 };
 use crate::{codes::Coded, ids::VolumeId, mount::MountError};
-
-type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why there are no numbers.
 #[derive(Debug, thiserror::Error)]
@@ -38,13 +37,13 @@ pub enum StatsError {
         path: PathBuf,
     },
     /// The multipath engine.
-    #[error("volume {volume}: look for its map")]
+    #[error("volume {volume}")]
     Engine {
         /// Which volume.
         volume: Uuid,
-        /// Why.
+        /// Which step, and why.
         #[source]
-        source: Cause,
+        source: Fault,
     },
     /// The mount table or the file system.
     #[error("volume {volume}")]
@@ -65,7 +64,8 @@ impl Coded for StatsError {
                 source: MountError::Overdue { .. },
                 ..
             } => Code::DeadlineExceeded,
-            Self::Engine { .. } | Self::Mount { .. } => Code::Internal,
+            Self::Engine { source, .. } => source.code,
+            Self::Mount { .. } => Code::Internal,
         }
     }
 }

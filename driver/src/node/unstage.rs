@@ -1,6 +1,6 @@
 //! NodeUnstageVolume: from a mounted file system and a map to nothing.
 //!
-//! Order: end the background joins; see that no target still shows the volume; unmount; remove the map; delete its SCSI
+//! Order: see that no target still shows the volume; unmount; end the background joins; remove the map; delete its SCSI
 //! devices and end the sessions that are ours and unused; remove the record. Nothing there is success at every step. It
 //! must never ask the gateway or the API server, never unmount what is not the volume's, and never start an unmount
 //! that cannot end: without a usable path it would sleep in the kernel until one is back.
@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::{
     Inner,
+    fault::Fault,
     guard::Guard,
     joins::StillJoining,
     journal::{Entry, JournalError},
@@ -21,8 +22,9 @@ use super::{
 };
 use crate::{codes::Coded, ids::VolumeId, mount::MountError, publish_context::PublishContext};
 
-/// Time limit of flushing and removing the map.
-const REMOVE: Duration = Duration::from_secs(30);
+/// Time limit of flushing and removing the map. A udev that looks at it lets go within a second; a program that has it
+/// open does not, and is told of.
+const REMOVE: Duration = Duration::from_secs(15);
 /// More mounts than this on top of one another are not ours.
 const STACK: usize = 16;
 
@@ -79,15 +81,13 @@ pub enum UnstageError {
         source: MountError,
     },
     /// The multipath engine.
-    #[error("volume {volume}: {step}")]
+    #[error("volume {volume}")]
     Engine {
         /// Which volume.
         volume: Uuid,
-        /// What was being done.
-        step: &'static str,
-        /// Why.
+        /// Which step, and why.
         #[source]
-        source: Cause,
+        source: Fault,
     },
     /// The transport.
     #[error("volume {volume}")]
@@ -112,7 +112,8 @@ impl Coded for UnstageError {
                 source: MountError::Overdue { .. },
                 ..
             } => Code::DeadlineExceeded,
-            Self::Mount { .. } | Self::Engine { .. } | Self::Journal(_) => Code::Internal,
+            Self::Engine { source, .. } => source.code,
+            Self::Mount { .. } | Self::Journal(_) => Code::Internal,
             Self::Transport { source, .. } => source.code,
         }
     }
@@ -129,13 +130,11 @@ impl Inner {
         let volume = id.uuid();
         let mount = |source| UnstageError::Mount { volume, source };
         let staging = self.mounter.resolve(&staging).await.map_err(mount)?;
-        self.joins.stop(volume).await?;
         let entry = self.journal.get(volume).await?;
-        let map = self.map(volume).await.map_err(|source| UnstageError::Engine {
-            volume,
-            step: "look for its map",
-            source,
-        })?;
+        let map = self
+            .map(volume)
+            .await
+            .map_err(|source| UnstageError::Engine { volume, source })?;
         let disk = match &map {
             Some(map) => Some(view::disk(&self.host, map).await.map_err(mount)?),
             None => None,
@@ -177,8 +176,10 @@ impl Inner {
                 Err(source) => return Err(mount(source)),
             }
         }
+        // Only now that nothing keeps the volume here: until then late paths are still of use.
+        self.joins.stop(volume).await?;
         self.tear_down(volume, map, entry.as_ref()).await?;
-        Ok(self.journal.remove(volume).await?)
+        Ok(self.journal.settle(volume).await?)
     }
 
     /// Removes the map, the SCSI devices and the sessions of a volume that is mounted nowhere.
@@ -201,8 +202,7 @@ impl Inner {
                     },
                     error => UnstageError::Engine {
                         volume,
-                        step: "remove its map",
-                        source: error.into(),
+                        source: Fault::remove(error),
                     },
                 })?;
         }
@@ -214,11 +214,11 @@ impl Inner {
     }
 
     /// The volume's map.
-    pub(super) async fn map(&self, volume: Uuid) -> Result<Option<Map>, Cause> {
+    pub(super) async fn map(&self, volume: Uuid) -> Result<Option<Map>, Fault> {
         self.engine
             .find_by_volume(&volume.to_string())
             .await
-            .map_err(Into::into)
+            .map_err(Fault::view)
     }
 
     /// The mount table, and the volume's mounts in it.

@@ -58,35 +58,35 @@ fn every_bad_field_of_stage_is_named() {
         ("staging_target_path", |r| r.staging_target_path.clear()),
         ("staging_target_path", |r| r.staging_target_path = "a/b".into()),
         ("staging_target_path", |r| {
-            r.staging_target_path = "/a/../b".into()
+            r.staging_target_path = "/a/../b".into();
         }),
         ("staging_target_path", |r| r.staging_target_path = "/a/./b".into()),
         ("staging_target_path", |r| r.staging_target_path = "//".into()),
         ("staging_target_path", |r| r.staging_target_path = "/a\0b".into()),
         ("staging_target_path", |r| {
-            r.staging_target_path = format!("/{}", "a".repeat(4095))
+            r.staging_target_path = format!("/{}", "a".repeat(4095));
         }),
         ("volume_capability", |r| r.volume_capability = None),
         ("access_type", |r| {
-            r.volume_capability.as_mut().unwrap().access_type = None
+            r.volume_capability.as_mut().unwrap().access_type = None;
         }),
         ("access_mode", |r| {
-            r.volume_capability.as_mut().unwrap().access_mode = None
+            r.volume_capability.as_mut().unwrap().access_mode = None;
         }),
         ("access_mode", |r| {
-            r.volume_capability = Some(mount("", &[], Mode::Unknown))
+            r.volume_capability = Some(mount("", &[], Mode::Unknown));
         }),
         ("MULTI_NODE_MULTI_WRITER", |r| {
-            r.volume_capability = Some(mount("", &[], Mode::MultiNodeMultiWriter))
+            r.volume_capability = Some(mount("", &[], Mode::MultiNodeMultiWriter));
         }),
         ("MULTI_NODE_SINGLE_WRITER", |r| {
-            r.volume_capability = Some(mount("", &[], Mode::MultiNodeSingleWriter))
+            r.volume_capability = Some(mount("", &[], Mode::MultiNodeSingleWriter));
         }),
         ("fs_type", |r| {
-            r.volume_capability = Some(mount("ntfs", &[], Mode::SingleNodeWriter))
+            r.volume_capability = Some(mount("ntfs", &[], Mode::SingleNodeWriter));
         }),
         ("mount_flags", |r| {
-            r.volume_capability = Some(mount("", &["remount"], Mode::SingleNodeWriter))
+            r.volume_capability = Some(mount("", &["remount"], Mode::SingleNodeWriter));
         }),
         ("volume_mount_group", |r| {
             let Some(AccessType::Mount(m)) = &mut r.volume_capability.as_mut().unwrap().access_type else {
@@ -96,10 +96,10 @@ fn every_bad_field_of_stage_is_named() {
         }),
         ("publish_context", |r| r.publish_context.clear()),
         ("wwid", |r| {
-            drop(r.publish_context.insert("wwid".into(), "naa.1".into()))
+            drop(r.publish_context.insert("wwid".into(), "naa.1".into()));
         }),
         ("publish_context", |r| {
-            drop(r.publish_context.insert("x".into(), "y".repeat(5000)))
+            drop(r.publish_context.insert("x".into(), "y".repeat(5000)));
         }),
     ];
     for (i, (field, change)) in cases.into_iter().enumerate() {

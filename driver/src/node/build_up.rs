@@ -1,0 +1,247 @@
+//! The second half of NodeStageVolume: brings up paths, proves each, builds the map, mounts what is on it; and takes all of
+//! that back after a refusal.
+//!
+//! It must never let a path into the map whose live identity is not the volume's.
+
+use std::time::Duration;
+
+use storagelink_multipath::{Hctl, Map, MapSpec, ProvenPath, Wwid, engine::ProveError, scsi_device, worker};
+
+use super::{
+    fault::Fault,
+    journal::Entry,
+    prepare::{Disk, Preparer, mount_request},
+    stage::{StageError, Work},
+    transport::Attached,
+    validate::Access,
+    view::{self, Top},
+};
+use crate::{
+    codes::chain,
+    mount::{FsType, Request, filesystem, superblock::Superblock},
+    publish_context::{ContextError, Portal},
+};
+
+/// How long the first path may take: a login with a retry, and a scan.
+const ATTACH: Duration = Duration::from_secs(45);
+/// Time limit of the identity check of one path.
+const PROVE: Duration = Duration::from_secs(10);
+/// Time limit of asking every path for its size again.
+const RESIZE: Duration = Duration::from_secs(30);
+/// A file system that is this much smaller than its disk is grown when it is mounted: makers leave less unused.
+const UNUSED: u64 = 64 << 20;
+
+impl Work<'_> {
+    /// Paths, map, file system. Returns the portals that are still missing.
+    pub(super) async fn build_up(&self, entry: &mut Entry) -> Result<Vec<Portal>, StageError> {
+        let volume = self.volume;
+        let wwid = self.wwid()?;
+        let attached = self.node.transport.attach(&self.request.context, ATTACH).await;
+        let Attached { paths, missing } =
+            attached.map_err(|source| StageError::Transport { volume, source })?;
+        for (portal, error) in &missing {
+            tracing::warn!(volume.id = %volume, %portal, error, "path is missing, it is brought up in the background");
+        }
+        let proven = self.prove(paths, &wwid).await?;
+        let spec = MapSpec {
+            volume: volume.to_string(),
+            wwid: wwid.clone(),
+            read_only: self.request.read_only(),
+        };
+        let map = self
+            .node
+            .engine
+            .build(spec, proven)
+            .await
+            .map_err(|e| self.engine(Fault::build("build its map", e)))?;
+        let map = self.sized(map, &wwid).await?;
+        if let Access::Mount { fs, .. } = self.request.capability.access {
+            let disk = view::disk(&self.node.host, &map)
+                .await
+                .map_err(|e| self.mount(e))?;
+            // After a restart of paths alone it is mounted already.
+            if matches!(self.look(Some(&disk)).await?.at(self.staging), Top::Free) {
+                self.mount_it(&disk, fs, entry).await?;
+            }
+        }
+        entry.staged = true;
+        entry.formatting = None;
+        self.node.journal.put(volume, entry).await?;
+        Ok(missing.into_iter().map(|(portal, _)| portal).collect())
+    }
+
+    /// Every path's identity, read from it now, all at once. A path that does not prove it is taken away.
+    async fn prove(&self, paths: Vec<Hctl>, wwid: &Wwid) -> Result<Vec<ProvenPath>, StageError> {
+        let checks: Vec<_> = paths
+            .into_iter()
+            .map(|hctl| {
+                let (engine, wwid) = (self.node.engine.clone(), wwid.clone());
+                let label = hctl.to_string();
+                (
+                    hctl,
+                    label,
+                    tokio::spawn(async move { engine.prove(hctl, &wwid, PROVE).await }),
+                )
+            })
+            .collect();
+        let (mut proven, mut wrong, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+        for (hctl, label, check) in checks {
+            match check
+                .await
+                .unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
+            {
+                Ok(path) => proven.push(path),
+                Err(error) => {
+                    let text = format!("{label}: {}", chain(&error));
+                    tracing::warn!(volume.id = %self.volume, path = label, error = text, "path is left out");
+                    if matches!(error, ProveError::Mismatch { .. }) {
+                        wrong.push(text);
+                    } else {
+                        errors.push(text);
+                    }
+                    self.drop_device(hctl).await;
+                }
+            }
+        }
+        let (volume, wwid) = (self.volume, wwid.to_string());
+        match (proven.is_empty(), wrong.is_empty()) {
+            (false, _) => Ok(proven),
+            (true, false) => Err(StageError::WrongIdentity {
+                volume,
+                wwid,
+                found: wrong.join("; "),
+            }),
+            (true, true) => Err(StageError::NoPath {
+                volume,
+                wwid,
+                errors: errors.join("; "),
+            }),
+        }
+    }
+
+    /// Deletes the device of a path that was left out, so that nothing on this host takes it for the volume.
+    async fn drop_device(&self, hctl: Hctl) {
+        let host = self.node.host.clone();
+        let found = worker::run("find-path", PROVE, move || scsi_device::find(&host, &hctl)).await;
+        // One that is in a map is the path monitor's to judge.
+        if let Ok(Some(disk)) = found
+            && disk.holders.is_empty()
+            && let Err(error) = self.node.transport.detach(&[disk], None).await
+        {
+            tracing::warn!(volume.id = %self.volume, error = chain(&error), "cannot delete the device of a wrong path");
+        }
+    }
+
+    /// A map with the volume's size. A session that was there before may remember an older size.
+    async fn sized(&self, map: Map, wwid: &Wwid) -> Result<Map, StageError> {
+        let published = self.request.context.size_bytes;
+        if map.size_bytes >= published {
+            return Ok(map);
+        }
+        let resized = self.node.engine.resize(wwid, RESIZE).await;
+        let actual = resized.map_err(|e| self.engine(Fault::build("ask its paths for their size", e)))?;
+        if actual < published {
+            return Err(StageError::TooSmall {
+                volume: self.volume,
+                actual,
+                published,
+            });
+        }
+        Ok(Map {
+            size_bytes: actual,
+            ..map
+        })
+    }
+
+    async fn mount_it(&self, disk: &Disk, fs: FsType, entry: &mut Entry) -> Result<(), StageError> {
+        let Access::Mount { options, .. } = &self.request.capability.access else {
+            return Ok(());
+        };
+        let read_only = self.request.read_only();
+        let preparer = Preparer {
+            block: self.node.host.block.clone(),
+            programs: self.node.programs.as_ref(),
+            journal: &self.node.journal,
+            volume: self.volume,
+        };
+        let found = preparer.prepare(disk, fs, read_only, entry).await?;
+        self.node
+            .mounter
+            .make_directory(self.staging)
+            .await
+            .map_err(|e| self.mount(e))?;
+        let request = mount_request(disk, found, options, read_only, self.staging.to_owned());
+        self.mount_request(request).await?;
+        if !read_only && found.size_bytes.saturating_add(UNUSED) <= disk.size {
+            self.grow(disk, found).await;
+        }
+        Ok(())
+    }
+
+    async fn mount_request(&self, mut request: Request) -> Result<(), StageError> {
+        let Err(error) = self.node.mounter.mount(request.clone(), self.guard.clone()).await else {
+            return Ok(());
+        };
+        // XFS refuses a second file system of the same UUID: a clone of a volume that is mounted on this node too.
+        let nouuid = request.fs == FsType::Xfs
+            && error.errno() == Some(nix::libc::EINVAL)
+            && !request.data.split(',').any(|o| o == "nouuid");
+        if !nouuid {
+            return Err(self.mount(error));
+        }
+        request.data = if request.data.is_empty() {
+            "nouuid".to_owned()
+        } else {
+            format!("{},nouuid", request.data)
+        };
+        // The first refusal is the one to tell: without a twin the option changes nothing.
+        self.node
+            .mounter
+            .mount(request, self.guard.clone())
+            .await
+            .map_err(|_| self.mount(error))
+    }
+
+    /// A volume made from a smaller one has a file system smaller than itself, and nobody else grows it. It is of use
+    /// without that too.
+    async fn grow(&self, disk: &Disk, found: Superblock) {
+        let grown = filesystem::grow(self.node.programs.as_ref(), found.fs, &disk.node, self.staging).await;
+        if let Err(error) = grown {
+            tracing::warn!(volume.id = %self.volume, error = chain(&error), "cannot grow its file system to its size");
+        }
+    }
+
+    /// After a refusal: nothing stays. What cannot be taken back is on record for the next stage or unstage.
+    pub(super) async fn take_back(&self) {
+        let found = self.node.engine.find_by_volume(&self.volume.to_string()).await;
+        let entry = self.node.journal.get(self.volume).await;
+        let done = match (found, entry) {
+            (Ok(map), Ok(entry)) => self
+                .node
+                .tear_down(self.volume, map, entry.as_ref())
+                .await
+                .map_err(|e| chain(&e)),
+            (Err(error), _) => Err(chain(&error)),
+            (_, Err(error)) => Err(chain(&error)),
+        };
+        let done = match done {
+            Ok(()) => self.node.journal.settle(self.volume).await.map_err(|e| chain(&e)),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = done {
+            tracing::warn!(volume.id = %self.volume, error, "a failed stage is not taken back entirely");
+        }
+    }
+
+    /// The identity that every path must prove.
+    pub(super) fn wwid(&self) -> Result<Wwid, StageError> {
+        let wwid = &self.request.context.wwid;
+        wwid.parse().map_err(|_| {
+            StageError::Context(ContextError::Malformed {
+                key: "wwid",
+                value: wwid.clone(),
+                expected: "an identity of the form naa.<hexadecimal digits>",
+            })
+        })
+    }
+}
