@@ -37,11 +37,13 @@ impl Fault {
             // Somebody has to let go of the disk, or something is wrong with who is who.
             BuildError::Held { .. }
             | BuildError::WrongPath { .. }
+            | BuildError::ReadOnly { .. }
             | BuildError::OtherVolume { .. }
             | BuildError::OtherIdentity { .. } => Code::FailedPrecondition,
             // Passes by itself: a path that recovers, or that learns the new size.
             BuildError::PathBlocked { .. }
             | BuildError::Sizes { .. }
+            | BuildError::Gone { .. }
             | BuildError::NoPath { .. }
             | BuildError::NoMap { .. } => Code::Unavailable,
             BuildError::Rescan { .. } | BuildError::Kernel { .. } | BuildError::Table { .. } => {
