@@ -107,16 +107,20 @@ impl Change<'_> {
                 continue;
             };
             if disk.is_blocked() {
-                return Err(BuildError::PathBlocked {
-                    name: self.name.to_owned(),
-                    devno: *devno,
-                    device: disk.name,
-                    state: disk.state,
-                });
+                return Err(blocked(self.name, &disk));
             }
             disks.push(disk);
         }
         Ok(disks)
+    }
+}
+
+fn blocked(map: &str, disk: &ScsiDisk) -> BuildError {
+    BuildError::PathBlocked {
+        name: map.to_owned(),
+        devno: disk.devno,
+        device: disk.name.clone(),
+        state: disk.state.clone(),
     }
 }
 
@@ -279,13 +283,21 @@ pub(super) fn resize(host: &Host, wwid: &Wwid) -> Result<u64, BuildError> {
     // A disk that is gone keeps its old size in the kernel: it must not be in the new table.
     let disks = change.reloadable(&paths)?;
     let paths: Vec<DevNo> = disks.iter().map(|disk| disk.devno).collect();
-    let sizes: BTreeMap<String, u64> = disks
-        .into_iter()
-        .map(|disk| (disk.name, disk.size_bytes))
-        .collect();
-    let size = sizes.values().copied().min().unwrap_or(map.size_bytes);
-    if sizes.values().any(|other| *other != size) {
-        // A table longer than one of its paths would be refused at the swap.
+    let size = disks
+        .iter()
+        .map(|disk| disk.size_bytes)
+        .min()
+        .unwrap_or(map.size_bytes);
+    // A table longer than one of its paths would be refused at the swap.
+    if disks.iter().any(|disk| disk.size_bytes != size) {
+        // One that is down has the size of before.
+        if let Some(down) = disks.iter().find(|disk| !disk.is_running()) {
+            return Err(blocked(&map.name, down));
+        }
+        let sizes = disks
+            .into_iter()
+            .map(|disk| (disk.name, disk.size_bytes))
+            .collect();
         return Err(BuildError::Sizes {
             wwid: wwid.clone(),
             sizes: show_sizes(&sizes),
