@@ -34,9 +34,9 @@ pub async fn prepare(guest: &Guest, udev: bool) -> Result<String> {
         )
         .await?;
     if udev {
-        guest.spawn("udevd", &["/lib/systemd/systemd-udevd"], &[]).await?;
+        // As a daemon: it returns when its control socket is there.
         guest
-            .exec(&["udevadm", "control", "--ping"])
+            .exec(&["/lib/systemd/systemd-udevd", "--daemon"])
             .await
             .context("udev")?;
         guest
