@@ -143,7 +143,7 @@ impl NodeRpc for NodeService {
         let request = request.into_inner();
         note_volume(&request.volume_id);
         refuse(crate::fields::volume_id(&request.volume_id))?;
-        let path = refuse(validate::path("volume_path", &request.volume_path))?;
+        let path = refuse(validate::volume_path(&request.volume_path))?;
         refuse(validate::optional_path(
             "staging_target_path",
             &request.staging_target_path,
@@ -163,7 +163,7 @@ impl NodeRpc for NodeService {
         let request = request.into_inner();
         note_volume(&request.volume_id);
         refuse(crate::fields::volume_id(&request.volume_id))?;
-        let path = refuse(validate::path("volume_path", &request.volume_path))?;
+        let path = refuse(validate::volume_path(&request.volume_path))?;
         refuse(validate::optional_path(
             "staging_target_path",
             &request.staging_target_path,

@@ -34,13 +34,16 @@ pub enum Refusal {
     /// An id that this driver has not given out.
     #[error("volume {0:?} does not exist: its id is not one of this driver")]
     Unknown(String),
+    /// A place where no volume can be.
+    #[error("volume_path {0:?}: is not an absolute path, so no volume is there")]
+    Nowhere(String),
 }
 
 impl Coded for Refusal {
     fn code(&self) -> Code {
         match self {
             Self::Field(_) | Self::Context(_) => Code::InvalidArgument,
-            Self::Unknown(_) => Code::NotFound,
+            Self::Unknown(_) | Self::Nowhere(_) => Code::NotFound,
         }
     }
 }
@@ -150,6 +153,16 @@ pub fn path(field: &'static str, value: &str) -> Result<PathBuf, FieldError> {
         return Err(FieldError::new(field, "is the root directory"));
     }
     Ok(clean)
+}
+
+/// The path of a volume that is asked about. CSI has NOT_FOUND for a volume that is not at the path: a relative path is
+/// such a place, not a malformed field (csi-sanity asks for it so).
+pub fn volume_path(value: &str) -> Result<PathBuf, Refusal> {
+    fields::text("volume_path", value, MAX_PATH_BYTES)?;
+    if !value.starts_with('/') {
+        return Err(Refusal::Nowhere(value.to_owned()));
+    }
+    Ok(path("volume_path", value)?)
 }
 
 /// A path that may be missing.
