@@ -190,9 +190,13 @@ impl Mounter {
 
     /// The mount table.
     pub async fn list(&self) -> Result<Vec<MountPoint>, MountError> {
-        self.call("read", Path::new("/proc/self/mountinfo"), QUICK, (), |m, _| {
-            m.list()
-        })
+        self.call(
+            "read",
+            Path::new("/proc/thread-self/mountinfo"),
+            QUICK,
+            (),
+            |m, _| m.list(),
+        )
         .await
     }
 

@@ -36,7 +36,7 @@ pub struct HostMounts;
 
 impl Mounts for HostMounts {
     fn list(&self) -> io::Result<Vec<MountPoint>> {
-        mountinfo::parse(&fs::read("/proc/self/mountinfo")?).map_err(io::Error::other)
+        mountinfo::parse(&fs::read("/proc/thread-self/mountinfo")?).map_err(io::Error::other)
     }
 
     fn mount(&self, request: &Request) -> io::Result<()> {
@@ -259,5 +259,66 @@ mod tests {
         assert!(mountinfo::top(&mounts, Path::new("/proc")).is_some_and(|m| m.fs_type == "proc"));
         assert!(HostMounts.usage(Path::new("/")).expect("answers").total_bytes > 0);
         assert!(HostMounts.unmount(Path::new("/nowhere")).is_err());
+    }
+
+    /// In a mount namespace of its own, so that the host sees nothing of it.
+    #[test]
+    #[ignore = "needs root"]
+    fn root_binds_are_read_only_from_the_start_and_go_away_one_by_one() {
+        use nix::{
+            mount::MsFlags,
+            sched::{CloneFlags, unshare},
+        };
+        unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).expect("a mount namespace; are you root?");
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("private");
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let base = fs::canonicalize(dir.path()).expect("exists");
+        let [staging, target, file, node] = ["staging", "target", "file", "node"].map(|name| base.join(name));
+        HostMounts.make_directory(&staging).expect("made");
+        HostMounts.make_directory(&target).expect("made");
+        let shared = MsFlags::MS_NOSUID;
+        mount(Some("t"), &staging, Some("tmpfs"), shared, Some("size=1m")).expect("mounted");
+
+        HostMounts.bind(&staging, &target, true).expect("bound");
+        let table = HostMounts.list().expect("parses");
+        let bound = mountinfo::top(&table, &target).expect("is there");
+        assert!(bound.read_only() && bound.options.contains("nosuid"), "{bound:?}");
+        assert_eq!(
+            bound.devno,
+            mountinfo::top(&table, &staging).expect("is there").devno
+        );
+        let refused = fs::write(target.join("x"), "x").expect_err("read-only");
+        assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
+        fs::write(staging.join("x"), "x").expect("the original stays writable");
+        HostMounts.bind(&staging, &target, false).expect("bound on top");
+        fs::write(target.join("y"), "y").expect("writable");
+
+        // A file onto a file, as a block volume's node is.
+        fs::write(&node, "n").expect("written");
+        HostMounts.make_file(&file).expect("made");
+        HostMounts.bind(&node, &file, false).expect("bound");
+        assert_eq!(fs::read_to_string(&file).expect("reads"), "n");
+        let table = HostMounts.list().expect("parses");
+        assert_eq!(
+            mountinfo::top(&table, &file).expect("is there").root.file_name(),
+            node.file_name()
+        );
+        assert!(HostMounts.remove(&file).is_err(), "in use");
+
+        let open = fs::File::open(staging.join("x")).expect("opens");
+        assert_eq!(
+            HostMounts.unmount(&staging).expect_err("busy").raw_os_error(),
+            Some(libc::EBUSY)
+        );
+        drop(open);
+        for path in [&file, &target, &target, &staging] {
+            HostMounts.unmount(path).expect("unmounted");
+        }
+        assert_eq!(
+            HostMounts.unmount(&target).expect_err("gone").raw_os_error(),
+            Some(libc::EINVAL)
+        );
+        HostMounts.remove(&file).expect("removed");
     }
 }

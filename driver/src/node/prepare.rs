@@ -39,6 +39,8 @@ pub struct Disk {
     pub devno: DevNo,
     /// Kernel name, `dm-3`.
     pub name: String,
+    /// Name of its map.
+    pub map: String,
     /// A node that this process and its programs can open.
     pub node: PathBuf,
     /// Size in bytes.

@@ -7,6 +7,7 @@ fn a_read_only_mount_never_replays() {
     let disk = Disk {
         devno: DevNo { major: 253, minor: 1 },
         name: "dm-1".into(),
+        map: "storagelink-1".into(),
         node: "/dev/dm-1".into(),
         size: 1 << 30,
     };

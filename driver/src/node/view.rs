@@ -59,6 +59,7 @@ pub async fn disk(host: &Host, map: &Map) -> Result<Disk, MountError> {
     };
     Ok(Disk {
         devno: map.devno,
+        map: map.name.clone(),
         name,
         node,
         size: map.size_bytes,
@@ -124,17 +125,15 @@ pub async fn look(
             let block = if mount.devno == disk.devno {
                 false
             } else if mount.devno.major == 0 && mount.fs_type == FsType::Btrfs.name() {
-                // btrfs shows an anonymous number; its source is the node that it was mounted by.
-                if mount.source != disk.node && mounter.kind(&mount.source).await? != Kind::Block(disk.devno)
-                {
+                // btrfs shows an anonymous number. Its source is the node that it was mounted by, or what udev has
+                // told it since: the link in /dev/mapper (64-btrfs-dm.rules).
+                let link = Path::new("/dev/mapper").join(&disk.map);
+                let ours = mount.source == disk.node || mount.source == link;
+                if !ours && mounter.kind(&mount.source).await? != Kind::Block(disk.devno) {
                     continue;
                 }
                 false
-            } else if mount
-                .root
-                .file_name()
-                .is_some_and(|name| Some(name) == disk.node.file_name())
-            {
+            } else if is_node_name(mount, disk) {
                 // Perhaps a node that is bound somewhere: the mount is then that of the nodes' own file system.
                 if mounter.kind(&mount.path).await? != Kind::Block(disk.devno) {
                     continue;
@@ -150,6 +149,15 @@ pub async fn look(
         }
     }
     Ok(Seen { mounts, uses })
+}
+
+/// True when the file that is shown there is named like a node of the disk: in `/dev`, or in the plugin's own directory.
+fn is_node_name(mount: &MountPoint, disk: &Disk) -> bool {
+    let own = format!("{}-{}", disk.devno.major, disk.devno.minor);
+    let name = mount.root.file_name();
+    name.is_some_and(|name| {
+        Some(name) == disk.node.file_name() || name == disk.name.as_str() || name == own.as_str()
+    })
 }
 
 fn kernel_name(devno: DevNo) -> String {

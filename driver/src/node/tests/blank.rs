@@ -76,7 +76,9 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let lab = Lab::new();
-            let places = places(SIZE);
+            let size = 16 * MIB + 512;
+            lab.kernel.set_lun(TARGET, LUN, &WWID.parse().unwrap(), size);
+            let places = places(size);
             for (place, inside, byte) in spots {
                 let place = &places[place.index(places.len())];
                 let at = place.start + inside.index(usize::try_from(place.end - place.start).unwrap()) as u64;

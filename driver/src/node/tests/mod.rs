@@ -34,7 +34,8 @@ use host::{Content, Fuse};
 use transport::SimTransport;
 
 const MIB: u64 = 1 << 20;
-const SIZE: u64 = 16 * MIB;
+/// Small enough to be looked at in one piece, so that the tests that kill at every call have fewer calls to kill at.
+const SIZE: u64 = 2 * MIB;
 const TARGET: &str = "iqn.2026-11.com.example:t";
 const LUN: u64 = 7;
 const VOLUME: &str = "0b6a6b2e-6a0f-5d3c-9a51-6b0c7a1f2d3e";
