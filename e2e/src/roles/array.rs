@@ -78,7 +78,14 @@ path = "{AGGREGATE}"
         .write("/etc/storagelinkd/storagelinkd.toml", configuration, 0o600)
         .await?;
     spawn_gateway(lab).await?;
-    let fingerprint = fingerprint(&guest.log(PROCESS)?).context("storagelinkd printed no fingerprint")?;
+    let mut found = None;
+    // Its port may be open before the line is written.
+    wait::until("the gateway's fingerprint", Duration::from_secs(20), async || {
+        found = fingerprint(&guest.log(PROCESS)?);
+        Ok(found.is_some())
+    })
+    .await?;
+    let fingerprint = found.context("storagelinkd printed no fingerprint")?;
     Ok(Array {
         password,
         fingerprint,

@@ -9,7 +9,7 @@ pub mod sharing;
 pub mod volume;
 pub mod wrong_wwid;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
 
 use crate::{
@@ -60,17 +60,18 @@ impl Suite {
 /// Boots the lab and runs the suites; a failed step ends its suite, not the others. True when every step passed.
 pub async fn run(suite: Suite, artifacts: &Artifacts, places: &Places) -> Result<bool> {
     let mut report = Report::default();
+    report.suite("lab");
     let spec = LabSpec::new(&format!("suite-{}", suite.name()), 2);
     let lab = report
         .step(
-            "lab: boot an array and two nodes",
+            "boot an array and two nodes",
             Lab::start(&spec, artifacts, places),
         )
         .await?;
     // A cluster that does not come up keeps its results: the lab goes with the namespaces.
     let mut cluster = report
         .step(
-            "lab: start gateway, controller and node plugins",
+            "start gateway, controller and node plugins",
             Cluster::start(lab),
         )
         .await?;
@@ -87,10 +88,31 @@ pub async fn run(suite: Suite, artifacts: &Artifacts, places: &Places) -> Result
         // Its line is printed already.
         drop(outcome);
     }
+    report.suite("lab");
+    drop(report.step("no log holds the gateway's password", secrets(&cluster)).await);
     let passed = report.close();
     if !passed {
         report.say(format!("consoles and logs: {}", cluster.lab.results().display()));
     }
     cluster.lab.stop(passed).await?;
     Ok(passed)
+}
+
+/// Looks through everything the programs wrote.
+async fn secrets(cluster: &Cluster) -> Result<()> {
+    let mut logs = 0;
+    for guest in std::iter::once(cluster.lab.array()).chain(cluster.lab.nodes()) {
+        let directory = guest.results();
+        for entry in std::fs::read_dir(directory).with_context(|| format!("read {}", directory.display()))? {
+            let path = entry.context("read a log's name")?.path();
+            if path.extension().is_some_and(|extension| extension == "log") {
+                let log = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+                let log = String::from_utf8_lossy(&log);
+                ensure!(!log.contains(&cluster.array.password), "{} holds the password", path.display());
+                logs += 1;
+            }
+        }
+    }
+    ensure!(logs > 3, "only {logs} logs");
+    Ok(())
 }
