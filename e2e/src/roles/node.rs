@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use tonic::transport::Channel;
 
 use super::array::{Array, PORT, USER};
-use crate::{guest::Guest, lab::Lab, net::Fabric};
+use crate::{guest::Guest, lab::Lab, net::Fabric, wait};
 
 /// Process and log name of the node plugin.
 pub const NODE: &str = "csi-node";
@@ -49,6 +49,14 @@ pub async fn prepare(guest: &Guest, udev: bool) -> Result<String> {
             .context("udev")?;
     }
     guest.spawn("iscsid", &["iscsid", "--foreground"], &[]).await?;
+    // Where iscsiadm reaches it (open-iscsi usr/mgmt_ipc.h).
+    wait::until("iscsid", SOCKET_LIMIT, async || {
+        Ok(guest
+            .read("/proc/net/unix")
+            .await?
+            .contains("@ISCSIADM_ABSTRACT_NAMESPACE"))
+    })
+    .await?;
     Ok(initiator)
 }
 

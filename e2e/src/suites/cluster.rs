@@ -81,6 +81,24 @@ pub struct NodeEnd {
     pub id: String,
 }
 
+/// A program that is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Victim {
+    /// storagelinkd on the array.
+    Gateway,
+    /// The controller.
+    Controller,
+    /// The first node's plugin.
+    Plugin,
+}
+
+/// The successor of a killed program.
+#[derive(Debug)]
+pub struct Reborn {
+    victim: Victim,
+    channel: Option<Channel>,
+}
+
 /// A lab with the product running on it.
 #[derive(Debug)]
 pub struct Cluster {
@@ -265,30 +283,34 @@ impl Cluster {
         answer.map(drop).map_err(refused("NodeUnpublishVolume"))
     }
 
-    /// SIGKILL of the gateway, then a fresh one.
-    pub async fn restart_gateway(&mut self) -> Result<()> {
-        let guest = self.lab.array();
-        guest.kill(array::PROCESS, 9).await?;
-        guest.wait(array::PROCESS, CALL_LIMIT).await?;
-        array::spawn_gateway(&self.lab).await.map(drop)
+    /// SIGKILL of a program and whatever it started, then a fresh one. Calls in flight meet the death; [`Cluster::meet`]
+    /// makes later ones go to the fresh one.
+    pub async fn kill(&self, victim: Victim) -> Result<Reborn> {
+        let (guest, process) = match victim {
+            Victim::Gateway => (self.lab.array(), array::PROCESS),
+            Victim::Controller => (self.lab.node(0), node::CONTROLLER),
+            Victim::Plugin => (self.lab.node(0), node::NODE),
+        };
+        guest.kill(process, 9).await?;
+        guest.wait(process, CALL_LIMIT).await?;
+        let channel = match victim {
+            Victim::Gateway => {
+                array::spawn_gateway(&self.lab).await?;
+                None
+            }
+            Victim::Controller => Some(node::spawn_controller(&self.lab, guest).await?),
+            Victim::Plugin => Some(node::start_plugin(&self.lab, guest).await?),
+        };
+        Ok(Reborn { victim, channel })
     }
 
-    /// SIGKILL of the controller, then a fresh one.
-    pub async fn restart_controller(&mut self) -> Result<()> {
-        let guest = self.lab.node(0);
-        guest.kill(node::CONTROLLER, 9).await?;
-        guest.wait(node::CONTROLLER, CALL_LIMIT).await?;
-        self.controller = node::spawn_controller(&self.lab, guest).await?;
-        Ok(())
-    }
-
-    /// SIGKILL of a node plugin and whatever it started, then a fresh one.
-    pub async fn restart_plugin(&mut self, number: usize) -> Result<()> {
-        let guest = self.lab.node(number);
-        guest.kill(node::NODE, 9).await?;
-        guest.wait(node::NODE, CALL_LIMIT).await?;
-        self.nodes[number].channel = node::start_plugin(&self.lab, guest).await?;
-        Ok(())
+    /// Calls go to the fresh program from here on.
+    pub fn meet(&mut self, reborn: Reborn) {
+        match (reborn.victim, reborn.channel) {
+            (Victim::Controller, Some(channel)) => self.controller = channel,
+            (Victim::Plugin, Some(channel)) => self.nodes[0].channel = channel,
+            _ => {}
+        }
     }
 
     fn node(&self, node: usize) -> NodeClient<Channel> {

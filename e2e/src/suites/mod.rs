@@ -70,10 +70,7 @@ pub async fn run(suite: Suite, artifacts: &Artifacts, places: &Places) -> Result
         .await?;
     // A cluster that does not come up keeps its results: the lab goes with the namespaces.
     let mut cluster = report
-        .step(
-            "start gateway, controller and node plugins",
-            Cluster::start(lab),
-        )
+        .step("start gateway, controller and node plugins", Cluster::start(lab))
         .await?;
     for suite in suite.members() {
         report.suite(&suite.name());
@@ -89,7 +86,11 @@ pub async fn run(suite: Suite, artifacts: &Artifacts, places: &Places) -> Result
         drop(outcome);
     }
     report.suite("lab");
-    drop(report.step("no log holds the gateway's password", secrets(&cluster)).await);
+    drop(
+        report
+            .step("no log holds the gateway's password", secrets(&cluster))
+            .await,
+    );
     let passed = report.close();
     if !passed {
         report.say(format!("consoles and logs: {}", cluster.lab.results().display()));
@@ -108,7 +109,11 @@ async fn secrets(cluster: &Cluster) -> Result<()> {
             if path.extension().is_some_and(|extension| extension == "log") {
                 let log = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
                 let log = String::from_utf8_lossy(&log);
-                ensure!(!log.contains(&cluster.array.password), "{} holds the password", path.display());
+                ensure!(
+                    !log.contains(&cluster.array.password),
+                    "{} holds the password",
+                    path.display()
+                );
                 logs += 1;
             }
         }

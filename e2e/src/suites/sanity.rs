@@ -126,7 +126,9 @@ fn judge(report: &Value) -> Result<String> {
 
 fn allowed(message: &str) -> bool {
     let message = message.replace("ControllerModifyVolume", "Modify volume");
-    MAY_BE_SKIPPED.iter().any(|reason| message.eq_ignore_ascii_case(reason))
+    MAY_BE_SKIPPED
+        .iter()
+        .any(|reason| message.eq_ignore_ascii_case(reason))
 }
 
 fn text<'a>(spec: &'a Value, key: &str) -> &'a str {
