@@ -26,9 +26,9 @@ fn main() -> anyhow::Result<()> {
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
     if arguments.log_json {
-        logs.json().init()
+        logs.json().init();
     } else {
-        logs.with_ansi(false).init()
+        logs.with_ansi(false).init();
     }
 
     let config = Config::read(&arguments.config)?;
