@@ -35,7 +35,7 @@ async fn serve() -> Served {
     let gateway = Gateway::with_systems(vec![Arc::new(array.start())], Authenticate::new(users), tls);
     let (ready, address) = tokio::sync::oneshot::channel();
     tokio::spawn(gateway.serve(std::future::pending(), move |address| {
-        ready.send(address).unwrap()
+        ready.send(address).unwrap();
     }));
     Served {
         _array: array,

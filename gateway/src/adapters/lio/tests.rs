@@ -299,7 +299,7 @@ fn data_that_is_not_the_volumes_is_never_served() {
             .open(path)
             .unwrap()
             .set_len(1)
-            .unwrap()
+            .unwrap();
     };
     for (what, spoil) in [
         ("missing", &lose as &dyn Fn(&Path)),
