@@ -27,6 +27,7 @@ lint: deps ## rustfmt, clippy, licences and bans of dependencies
 
 unit: deps ## pure and simulated-host tests
 	cargo test --locked --workspace
+	[ "$$(id -u)" != 0 ] || cargo test --locked -p storagelink-csi --lib -- --ignored
 
 check: lint unit ## everything that needs no lab
 
