@@ -1,5 +1,6 @@
 //! Where volumes' data lie.
 
+mod filesystem;
 pub mod reflink;
 
 pub use reflink::ReflinkPool;

@@ -10,25 +10,23 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions},
+    fs::{self, OpenOptions},
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
-use nix::{
-    fcntl::{FallocateFlags, fallocate},
-    sys::{statfs::statfs, statvfs::statvfs},
-};
+use nix::sys::statvfs::statvfs;
 use serde::{Deserialize, Serialize};
 use storagelink_proto::storagelink::v1::{self, ProvisionType};
 use uuid::Uuid;
 
+use super::filesystem;
 use crate::{
     adapter::AdapterError,
     config::AggregateConfig,
     files,
-    records::{Life, Provision, VolumeRecord},
+    records::{Provision, VolumeRecord},
 };
 
 /// Volume sizes are multiples of this: file systems and partition tables align to it.
@@ -95,7 +93,7 @@ impl ReflinkPool {
         let shown = path.display();
         // Tests run on whatever file system there is; none of them clones.
         #[cfg(not(test))]
-        supports_reflink(path)?;
+        filesystem::supports_reflink(path)?;
         let read = |file: &Path| -> Result<Option<Marker>, String> {
             match fs::read(file) {
                 Ok(text) => serde_json::from_slice(&text)
@@ -254,7 +252,7 @@ impl ReflinkPool {
                 .create_new(true)
                 .mode(0o600)
                 .open(&path)?;
-            set_length(&file, record.size_bytes, record.provision)?;
+            filesystem::set_length(&file, record.size_bytes, record.provision)?;
             xattr::FileExt::set_xattr(&file, MARK, mark(id, &record.id).as_bytes())?;
             file.sync_all()?;
             files::sync_directory(&self.directory(&record.id))
@@ -275,7 +273,7 @@ impl ReflinkPool {
         let grow = || -> io::Result<()> {
             let file = OpenOptions::new().read(true).write(true).open(&path)?;
             if file.metadata()?.len() < size_bytes {
-                set_length(&file, size_bytes, record.provision)?;
+                filesystem::set_length(&file, size_bytes, record.provision)?;
             }
             file.sync_all()
         };
@@ -458,69 +456,4 @@ impl ReflinkPool {
 
 fn mark(aggregate: Uuid, volume: &str) -> String {
     format!("{aggregate}/{volume}")
-}
-
-fn set_length(file: &File, size: u64, provision: Provision) -> io::Result<()> {
-    match provision {
-        Provision::Thin => file.set_len(size),
-        Provision::Thick => {
-            let size = i64::try_from(size).map_err(|_| io::ErrorKind::FileTooLarge)?;
-            Ok(fallocate(file, FallocateFlags::empty(), 0, size)?)
-        }
-    }
-}
-
-#[cfg_attr(test, allow(dead_code))]
-/// Whether files in this directory can share blocks: XFS (reflink=1) or btrfs, tried with two files.
-fn supports_reflink(path: &Path) -> Result<(), String> {
-    // include/uapi/linux/magic.h
-    const BTRFS: i64 = 0x9123_683e;
-    const XFS: i64 = 0x5846_5342;
-    let shown = path.display();
-    let kind = statfs(path)
-        .map_err(|error| format!("{shown}: {error}"))?
-        .filesystem_type()
-        .0;
-    if kind != BTRFS && kind != XFS {
-        return Err(format!(
-            "{shown} is on a file system of type {kind:#x}; a reflink aggregate needs XFS or btrfs"
-        ));
-    }
-    clone_probe(path)
-        .map_err(|error| format!("{shown}: files cannot share blocks here (XFS needs reflink=1): {error}"))
-}
-
-#[allow(unsafe_code)]
-#[cfg_attr(test, allow(dead_code))]
-fn clone_probe(path: &Path) -> io::Result<()> {
-    // include/uapi/linux/fs.h
-    nix::ioctl_write_int!(ficlone, 0x94, 9);
-    let (from, to) = (
-        path.join(".storagelink-probe-a"),
-        path.join(".storagelink-probe-b"),
-    );
-    let probe = || -> io::Result<()> {
-        fs::write(&from, [1u8; 4096])?;
-        let (source, target) = (File::open(&from)?, File::create(&to)?);
-        source.sync_all()?;
-        let source = u64::try_from(std::os::fd::AsRawFd::as_raw_fd(&source)).map_err(io::Error::other)?;
-        // SAFETY: FICLONE takes a file descriptor as its argument; both files are open here.
-        unsafe { ficlone(std::os::fd::AsRawFd::as_raw_fd(&target), source) }?;
-        Ok(())
-    };
-    let result = probe();
-    files::remove_file_if_there(&from)?;
-    files::remove_file_if_there(&to)?;
-    result
-}
-
-/// Life of a record, for messages.
-impl std::fmt::Display for Life {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Creating => "creating",
-            Self::Ready => "ready",
-            Self::Deleting => "deleting",
-        })
-    }
 }

@@ -130,7 +130,16 @@ impl Objects {
     ) -> Result<String, AdapterError> {
         if let Some(directory) = self.backstore(&record.id)? {
             if self.tree.read(&format!("{directory}/enable"))? == "1" {
-                self.grow_backstore(&directory, record.size_bytes)?;
+                let info = self.tree.read(&format!("{directory}/info"))?;
+                let served = file_of(&info).unwrap_or_default();
+                if data.to_str() != Some(served) {
+                    let problem = format!("the kernel serves {served} for it, not {}", data.display());
+                    return Err(AdapterError::Data {
+                        id: record.id.clone(),
+                        problem,
+                    });
+                }
+                self.grow_backstore(&directory, &info, record.size_bytes)?;
                 return Ok(directory);
             }
             // Half made: targetcli can list nothing while it stands.
@@ -177,9 +186,8 @@ impl Objects {
     }
 
     /// Tells the kernel of a longer file; never of a shorter one, which it would accept.
-    fn grow_backstore(&self, directory: &str, size_bytes: u64) -> Result<(), AdapterError> {
-        let now = size_of(&self.tree.read(&format!("{directory}/info"))?);
-        if now.is_some_and(|now| now >= size_bytes) {
+    fn grow_backstore(&self, directory: &str, info: &str, size_bytes: u64) -> Result<(), AdapterError> {
+        if size_of(info).is_some_and(|now| now >= size_bytes) {
             return Ok(());
         }
         self.tree.write(
@@ -309,6 +317,11 @@ fn lun_number(name: &str) -> Option<u32> {
     name.strip_prefix("lun_")?.parse().ok()
 }
 
+/// The file in a fileio backstore's `info`.
+fn file_of(info: &str) -> Option<&str> {
+    Some(info.split_once(" File: ")?.1.rsplit_once("  Size: ")?.0)
+}
+
 /// The size in a fileio backstore's `info` (drivers/target/target_core_file.c, fd_show_configfs_dev_params).
 fn size_of(info: &str) -> Option<u64> {
     info.rsplit_once(" Size: ")?
@@ -325,6 +338,7 @@ mod tests {
     fn the_kernels_info_is_understood() {
         let info = "Status: ACTIVATED  Max Queue Depth: 0  SectorSize: 512  HwMaxSectors: 16384\n        TCM FILEIO ID: 0        File: /srv/a/data  Size: 67108864  Mode: O_DSYNC Async: 0";
         assert_eq!(super::size_of(info), Some(67_108_864));
+        assert_eq!(super::file_of(info), Some("/srv/a/data"));
         assert_eq!(super::size_of("Status: DEACTIVATED"), None);
         assert_eq!(super::lun_number("lun_16383"), Some(16383));
         assert_eq!(super::lun_number("attrib"), None);

@@ -245,16 +245,26 @@ impl ConfigFs for SimConfigFs {
             // Unit serial numbers are fixed once the unit is exported.
             "vpd_unit_serial" if state.linked(&object_of_serial) => return Err(errno(EINVAL)),
             "control" => {
-                let size = value.rsplit_once("fd_dev_size=").map_or("0", |(_, size)| size);
-                state.set(
-                    format!("{object}/info"),
-                    &format!("Status: ACTIVATED  File: f  Size: {size}  Mode: O_DSYNC"),
-                );
                 let old = match state.nodes.get(path) {
                     Some(Node::Value(old)) => old.clone(),
                     _ => String::new(),
                 };
-                state.set(path.to_owned(), &format!("{old}{value};"));
+                let all = format!("{old}{value},");
+                // The last word for each key counts.
+                let word = |key: &str| {
+                    all.split(',')
+                        .filter_map(|pair| pair.strip_prefix(key))
+                        .next_back()
+                };
+                let (file, size) = (
+                    word("fd_dev_name=").unwrap_or(""),
+                    word("fd_dev_size=").unwrap_or("0"),
+                );
+                let info = format!(
+                    "Status: ACTIVATED\n        TCM FILEIO ID: 0        File: {file}  Size: {size}  Mode: O_DSYNC"
+                );
+                state.set(format!("{object}/info"), &info);
+                state.set(path.to_owned(), &all);
                 return Ok(());
             }
             _ => {}

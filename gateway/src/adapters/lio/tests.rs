@@ -373,6 +373,25 @@ fn a_restart_changes_nothing_and_a_machines_restart_brings_all_back() {
 }
 
 #[test]
+fn a_volume_that_the_kernel_serves_from_elsewhere_is_not_trusted() {
+    use super::ConfigFs;
+    let array = Array::new();
+    array.start().create(&new(ID)).unwrap();
+    let control = format!("core/fileio_0/storagelink.array1.{ID}/control");
+    array
+        .kernel
+        .write(&control, "fd_dev_name=/elsewhere/data")
+        .unwrap();
+    let lio = array.start();
+    let error = lio.map(ID, &access("node1")).unwrap_err();
+    assert!(
+        matches!(&error, AdapterError::Data { problem, .. } if problem.contains("/elsewhere/data")),
+        "{error}"
+    );
+    assert!(!array.kernel.tree().iter().any(|path| path.contains("/acls/iqn")));
+}
+
+#[test]
 fn objects_of_others_are_left_alone() {
     use super::ConfigFs;
     let array = Array::new();
