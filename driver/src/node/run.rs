@@ -2,7 +2,7 @@
 //!
 //! Stopping touches no map and no mount: I/O goes on without the plugin.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use storagelink_multipath::{Engine, Host};
@@ -18,6 +18,9 @@ use crate::{
     publish_context::PublishContext,
     server::{Services, serve, termination},
 };
+
+/// How often sessions are looked for that nobody uses. It reads the plugin's own records and sysfs.
+const SWEEP: Duration = Duration::from_secs(30);
 
 /// The command line of `storagelink-csi node`.
 #[derive(Debug, clap::Args)]
@@ -90,7 +93,15 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
     // In the background: nobody has to wait for it.
     let resumed = tokio::spawn({
         let node = node.clone();
-        async move { node.go_on().await }
+        async move {
+            node.go_on().await;
+            let mut again = tokio::time::interval(SWEEP);
+            again.tick().await;
+            loop {
+                again.tick().await;
+                node.sweep().await;
+            }
+        }
     });
     let services = Services::new()
         .with(IdentityService::server())
@@ -114,6 +125,11 @@ impl Node {
                 "cannot look after this node's volumes"
             ),
         }
+        self.sweep().await;
+    }
+
+    /// Ends sessions of ours that nobody uses: those of logins that ended after whoever wanted them was gone.
+    async fn sweep(&self) {
         if let Err(error) = self.0.transport.sweep().await {
             tracing::warn!(error = chain(&error), "some sessions could not be cleaned up");
         }

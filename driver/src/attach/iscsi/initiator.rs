@@ -17,7 +17,7 @@ use super::{
     iscsiadm::{Iscsiadm, Login, SessionTimers},
     portal::key,
     probe::Probe,
-    record::{NodeEntry, Record, RecordError, Records},
+    record::{LoginMark, NodeEntry, Record, RecordError, Records},
     session::{self, Session},
     slots::{Slots, Using},
 };
@@ -54,6 +54,8 @@ pub struct Config {
     pub portal_budget: Duration,
     /// How long the other paths are waited for once the first is there.
     pub grace: Duration,
+    /// How long after its begin a login that nobody waits for may still end in a session.
+    pub login_settles: Duration,
 }
 
 impl Config {
@@ -67,6 +69,8 @@ impl Config {
             timers: SessionTimers::default(),
             portal_budget: Duration::from_secs(15),
             grace: Duration::from_secs(1),
+            // Twice what iscsid needs for its tries at a portal that does not answer (login timeout 5 s, one retry).
+            login_settles: Duration::from_secs(20),
         }
     }
 }
@@ -221,14 +225,9 @@ impl Initiator {
             portal: portal.clone(),
             boot: self.0.boot.clone(),
             entry,
+            login: LoginMark::Begun,
         };
-        let this = self.clone();
-        self.look(portal, "write its record", move || this.0.records.put(&record))
-            .await?
-            .map_err(|source| PortalError::Record {
-                portal: portal.clone().into(),
-                source,
-            })?;
+        self.write(&record).await?;
         let login = async {
             if entry == NodeEntry::Ours {
                 self.0.iscsiadm.make_entry(portal).await?;
@@ -243,7 +242,7 @@ impl Initiator {
             Ok(Login::Existed) if before.is_none_or(|b| b.boot != self.0.boot) => {
                 return self.disown(portal).await;
             }
-            Ok(Login::Opened | Login::Existed) => return Ok(()),
+            Ok(Login::Opened | Login::Existed) => return self.write(&record.done()).await,
             Ok(Login::Unanswered) => {
                 let budget = self.0.config.portal_budget;
                 Err(PortalError::TimedOut {
@@ -256,7 +255,11 @@ impl Initiator {
         // Whatever iscsiadm said, the kernel knows.
         match self.find(portal).await? {
             Found::None => {}
-            Found::LoggedIn(_) | Found::Down(_) => return Ok(()),
+            Found::LoggedIn(_) | Found::Down(_) => return self.write(&record.done()).await,
+        }
+        if matches!(result, Err(PortalError::TimedOut { .. })) {
+            // iscsid was not waited for to the end: the sweep looks again when it must have ended.
+            return result;
         }
         // The login's error is the one to tell; what could not be cleaned up stays on record for the sweep.
         if let Err(error) = self.forget(portal, entry).await {
@@ -301,6 +304,7 @@ impl Initiator {
         };
         let sessions = self.sessions(portal).await?;
         let session = match sessions.as_slice() {
+            [] if self.may_still_log_in(&record).await? => return Ok(()),
             [] => return self.forget(&record.portal, record.entry).await,
             [session] => session,
             // A logout of this path would hit somebody else's session as well.
@@ -332,6 +336,33 @@ impl Initiator {
             tokio::time::sleep(STATE_INTERVAL).await;
         }
         self.forget(&record.portal, record.entry).await
+    }
+
+    /// Whether iscsid may be busy with a login that a process before this one, or a call before this one, gave up on. Forgetting it now would
+    /// leave a session that is nobody's.
+    async fn may_still_log_in(&self, record: &Record) -> Result<bool, PortalError> {
+        if record.login == LoginMark::Done || record.boot != self.0.boot {
+            return Ok(false);
+        }
+        let (this, portal) = (self.clone(), record.portal.clone());
+        let age = self
+            .look(&record.portal, "read its record", move || {
+                this.0.records.age(&portal)
+            })
+            .await?;
+        Ok(age < self.0.config.login_settles)
+    }
+
+    async fn write(&self, record: &Record) -> Result<(), PortalError> {
+        let (this, kept) = (self.clone(), record.clone());
+        self.look(&record.portal, "write its record", move || {
+            this.0.records.put(&kept)
+        })
+        .await?
+        .map_err(|source| PortalError::Record {
+            portal: record.portal.clone().into(),
+            source,
+        })
     }
 
     /// Removes what is left of a path without a session: open-iscsi's entry when it is ours, then the record.

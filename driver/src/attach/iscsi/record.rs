@@ -7,6 +7,7 @@ use std::{
     fs, io,
     io::Write,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,28 @@ pub(super) struct Record {
     pub(super) boot: String,
     /// Whose entry the login uses.
     pub(super) entry: NodeEntry,
+    /// How far the login came.
+    pub(super) login: LoginMark,
+}
+
+impl Record {
+    /// The same with its login done.
+    pub(super) fn done(&self) -> Self {
+        Self {
+            login: LoginMark::Done,
+            ..self.clone()
+        }
+    }
+}
+
+/// How far a login is known to have come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum LoginMark {
+    /// It was begun. iscsid may still end it in a session, also when nobody waits for that any more.
+    Begun,
+    /// The session was there.
+    Done,
 }
 
 /// The file's form.
@@ -43,6 +66,7 @@ struct Stored {
     portal: String,
     boot: String,
     entry: NodeEntry,
+    login: LoginMark,
 }
 
 /// A record that could not be written, read or removed.
@@ -90,6 +114,7 @@ impl Records {
             portal: record.portal.to_string(),
             boot: record.boot.clone(),
             entry: record.entry,
+            login: record.login,
         };
         let write = || {
             let new = path.with_extension("new");
@@ -103,6 +128,15 @@ impl Records {
             path: path.clone(),
             source,
         })
+    }
+
+    /// How long ago a record was written; zero when that cannot be told.
+    pub(super) fn age(&self, portal: &Portal) -> Duration {
+        let written = fs::metadata(self.path(portal)).and_then(|meta| meta.modified());
+        written
+            .ok()
+            .and_then(|written| written.elapsed().ok())
+            .unwrap_or_default()
     }
 
     /// Removes a record; one that is not there is gone already.
@@ -154,6 +188,7 @@ fn read(path: &Path) -> io::Result<Record> {
         portal,
         boot: stored.boot,
         entry: stored.entry,
+        login: stored.login,
     })
 }
 
@@ -175,6 +210,7 @@ mod tests {
             portal: portal("[2001:db8::1]"),
             boot: "b1".into(),
             entry: NodeEntry::Found,
+            login: LoginMark::Done,
         };
         records.put(&record).expect("writes");
         records
@@ -204,6 +240,7 @@ mod tests {
             portal: portal("192.0.2.1"),
             boot: "b1".into(),
             entry: NodeEntry::Ours,
+            login: LoginMark::Begun,
         };
         records.put(&record).expect("writes");
         fs::write(records.path(&record.portal), "{}").expect("writes");

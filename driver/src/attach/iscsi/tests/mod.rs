@@ -455,3 +455,24 @@ async fn a_logout_that_was_cut_off_is_finished_by_the_sweep() {
         assert_eq!(world.left(), (0, 0, 0, 0), "{step}");
     }
 }
+
+#[test]
+fn a_session_that_iscsid_opens_after_everybody_was_killed_is_still_ours() {
+    let a = portal("192.0.2.1:3260");
+    let world = World::new(&[&a]);
+    killed_at(&world, "-o update");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("runtime");
+    runtime.block_on(async {
+        // The plugin starts again while iscsid is still busy: there is no session yet.
+        let mut patient = world.config();
+        patient.login_settles = LONG;
+        world.initiator_with(patient).sweep().await.expect("sweeps");
+        assert_eq!(world.left().3, 1, "the intention is not forgotten");
+        world.kernel.log_in(&a);
+        world.initiator().sweep().await.expect("sweeps");
+        assert_eq!(world.left(), (0, 0, 0, 0), "the late session is logged out");
+    });
+}

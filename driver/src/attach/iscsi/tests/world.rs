@@ -96,6 +96,7 @@ impl World {
 
     pub(super) fn config(&self) -> Config {
         let mut config = Config::new(&self.dir.path().join("state"));
+        config.login_settles = Duration::ZERO;
         config.host_root = self.dir.path().join("root");
         config.portal_budget = Duration::from_secs(10);
         config
