@@ -4,9 +4,10 @@ use std::{collections::HashMap, fmt, time::Duration};
 
 use anyhow::Result;
 use storagelink_proto::csi::v1::{
-    CapacityRange, ControllerPublishVolumeRequest, ControllerUnpublishVolumeRequest, CreateVolumeRequest,
-    DeleteVolumeRequest, NodeGetInfoRequest, NodePublishVolumeRequest, NodeStageVolumeRequest,
-    NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, VolumeCapability,
+    CapacityRange, ControllerExpandVolumeRequest, ControllerPublishVolumeRequest,
+    ControllerUnpublishVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, NodeExpandVolumeRequest,
+    NodeGetInfoRequest, NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
+    NodeUnstageVolumeRequest, VolumeCapability,
     controller_client::ControllerClient,
     node_client::NodeClient,
     volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume, access_mode::Mode},
@@ -193,6 +194,37 @@ impl Cluster {
         answer.map(drop).map_err(refused("DeleteVolume"))
     }
 
+    /// ControllerExpandVolume, then NodeExpandVolume where it is published; the new size in bytes.
+    pub async fn expand(&self, volume: &Volume, node: usize, bytes: i64) -> Result<i64, Refused> {
+        let range = CapacityRange {
+            required_bytes: bytes,
+            limit_bytes: 0,
+        };
+        let request = ControllerExpandVolumeRequest {
+            volume_id: volume.id.clone(),
+            capacity_range: Some(range),
+            volume_capability: Some(volume.form.capability()),
+            ..ControllerExpandVolumeRequest::default()
+        };
+        ControllerClient::new(self.controller.clone())
+            .controller_expand_volume(limited(request))
+            .await
+            .map_err(refused("ControllerExpandVolume"))?;
+        let request = NodeExpandVolumeRequest {
+            volume_id: volume.id.clone(),
+            volume_path: volume.target(),
+            staging_target_path: volume.staging(),
+            capacity_range: Some(range),
+            volume_capability: Some(volume.form.capability()),
+            ..NodeExpandVolumeRequest::default()
+        };
+        let answer = self.node(node).node_expand_volume(limited(request)).await;
+        Ok(answer
+            .map_err(refused("NodeExpandVolume"))?
+            .into_inner()
+            .capacity_bytes)
+    }
+
     /// ControllerPublishVolume; the publish context.
     pub async fn attach(&self, volume: &Volume, node: usize) -> Result<HashMap<String, String>, Refused> {
         let request = ControllerPublishVolumeRequest {
@@ -286,13 +318,24 @@ impl Cluster {
     /// SIGKILL of a program and whatever it started, then a fresh one. Calls in flight meet the death; [`Cluster::meet`]
     /// makes later ones go to the fresh one.
     pub async fn kill(&self, victim: Victim) -> Result<Reborn> {
+        self.end(victim).await?;
+        self.start_again(victim).await
+    }
+
+    /// SIGKILL of a program and whatever it started.
+    pub async fn end(&self, victim: Victim) -> Result<()> {
         let (guest, process) = match victim {
             Victim::Gateway => (self.lab.array(), array::PROCESS),
             Victim::Controller => (self.lab.node(0), node::CONTROLLER),
             Victim::Plugin => (self.lab.node(0), node::NODE),
         };
         guest.kill(process, 9).await?;
-        guest.wait(process, CALL_LIMIT).await?;
+        guest.wait(process, CALL_LIMIT).await.map(drop)
+    }
+
+    /// A fresh one of a program that has ended.
+    pub async fn start_again(&self, victim: Victim) -> Result<Reborn> {
+        let guest = self.lab.node(0);
         let channel = match victim {
             Victim::Gateway => {
                 array::spawn_gateway(&self.lab).await?;

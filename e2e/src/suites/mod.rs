@@ -6,6 +6,7 @@ pub mod kill;
 pub mod main_job;
 pub mod sanity;
 pub mod sharing;
+pub mod tools;
 pub mod volume;
 pub mod wrong_wwid;
 
@@ -28,6 +29,8 @@ pub enum Suite {
     Sharing,
     /// A wrong identity in the publish context
     WrongWwid,
+    /// What an administrator sees: targetcli, mpathutil without the plugin, a volume that grows
+    Tools,
     /// csi-sanity on the live sockets
     Sanity,
     /// SIGKILL of gateway, controller and node plugin in the middle of calls
@@ -44,6 +47,7 @@ impl Suite {
                 Self::MainJob,
                 Self::Sharing,
                 Self::WrongWwid,
+                Self::Tools,
                 Self::Sanity,
                 Self::Kill,
             ],
@@ -78,6 +82,7 @@ pub async fn run(suite: Suite, artifacts: &Artifacts, places: &Places) -> Result
             Suite::MainJob => main_job::run(&mut report, &cluster).await,
             Suite::Sharing => sharing::run(&mut report, &cluster).await,
             Suite::WrongWwid => wrong_wwid::run(&mut report, &cluster).await,
+            Suite::Tools => tools::run(&mut report, &mut cluster).await,
             Suite::Sanity => sanity::run(&mut report, &cluster).await,
             Suite::Kill => kill::run(&mut report, &mut cluster).await,
             Suite::All => Ok(()),
