@@ -8,7 +8,11 @@ use std::{error::Error, fmt::Write as _, path::PathBuf};
 
 use protox::prost_reflect::{DescriptorPool, MessageDescriptor, Value};
 
-const FILES: [&str; 2] = ["csi/v1/csi.proto", "storagelink/v1/storagelink.proto"];
+const FILES: [&str; 3] = [
+    "csi/v1/csi.proto",
+    "storagelink/v1/storagelink.proto",
+    "pluginregistration/v1/api.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     for file in FILES {

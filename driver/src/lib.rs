@@ -3,6 +3,8 @@
 //! # Layout
 //!
 //! - [`server`]: gRPC on a private unix socket, one log line per call, drain on SIGTERM.
+//! - [`http`]: /livez, /readyz and /metrics.
+//! - [`listen`]: all of that, started and stopped together.
 //! - [`identity`]: the CSI Identity service, common to both subcommands.
 //! - [`controller`], [`gateway`], [`parameters`]: the array side; keeps no state.
 //! - [`node`], [`attach`], [`mount`], [`programs`]: the host side.
@@ -15,8 +17,10 @@ pub mod codes;
 pub mod controller;
 pub mod fields;
 pub mod gateway;
+pub mod http;
 pub mod identity;
 pub mod ids;
+pub mod listen;
 pub mod mount;
 pub mod node;
 pub mod parameters;

@@ -1,4 +1,4 @@
-//! The gRPC messages and services of storagelink-csi: CSI 1.12 and the StorageLink gateway protocol.
+//! The gRPC messages and services of storagelink-csi: CSI 1.12, the StorageLink gateway protocol, the kubelet's registration of plugins.
 //!
 //! Owns the .proto files and what is generated from them. Holds no behaviour, and never prints a secret: the Debug of every message
 //! with a field marked `csi_secret` is written by the build script.
@@ -19,6 +19,15 @@ pub mod storagelink {
     #[allow(missing_docs, clippy::all, rustdoc::all)]
     pub mod v1 {
         tonic::include_proto!("storagelink.v1");
+    }
+}
+
+/// How a plugin registers with the kubelet.
+pub mod pluginregistration {
+    /// Version 1.
+    #[allow(missing_docs, clippy::all, rustdoc::all)]
+    pub mod v1 {
+        tonic::include_proto!("pluginregistration");
     }
 }
 

@@ -1,14 +1,18 @@
 //! The subcommand `controller`: reads the configuration, serves, stops.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Context;
+use tokio_util::sync::CancellationToken;
 
 use super::ControllerService;
 use crate::codes::{chain, status};
 use crate::gateway::{Config, Deadlines, Gateways};
 use crate::identity::IdentityService;
-use crate::server::{Services, serve, termination};
+use crate::listen::Listen;
+use crate::server::{Services, termination};
 
 /// The command line of `storagelink-csi controller`.
 #[derive(Debug, clap::Args)]
@@ -19,6 +23,9 @@ pub struct Args {
     /// The file controller.toml: which gateway, its certificate, user and password file.
     #[arg(long)]
     pub config: PathBuf,
+    /// Address and port for /livez, /readyz and /metrics.
+    #[arg(long)]
+    pub http_listen: Option<SocketAddr>,
 }
 
 /// Runs until SIGTERM. Everything that is wrong with the configuration is found before the socket appears.
@@ -31,7 +38,16 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let services = Services::new()
         .with(IdentityService::server())
         .with(ControllerService::new(gateways).server());
-    let served = serve(&args.endpoint, services, stop).await;
+    let listen = Listen {
+        endpoint: args.endpoint,
+        csi: services,
+        registration: None,
+        http: args.http_listen,
+        // Not the gateway: a class may name another one, and a controller out of service could not say what is wrong.
+        ready: Arc::new(|| Ok(())),
+        metrics: Arc::default(),
+    };
+    let served = listen.until(stop, &CancellationToken::new()).await;
     greeting.abort();
     Ok(served?)
 }

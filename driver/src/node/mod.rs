@@ -13,7 +13,7 @@
 //!
 //! [`service`] speaks gRPC; [`validate`] checks fields; [`stage`], [`unstage`], [`publish`], [`stats`], [`expand`] are
 //! one operation each; [`prepare`] decides about file systems; [`view`] reads the kernel; [`joins`] brings up late
-//! paths; [`transport`] is the seam to iSCSI; [`run`] is the program.
+//! paths; [`transport`] is the seam to iSCSI; [`registration`] speaks with the kubelet; [`run`] is the program.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -34,6 +34,7 @@ pub mod joins;
 pub mod journal;
 pub mod prepare;
 mod publish;
+pub mod registration;
 mod run;
 mod service;
 mod stage;

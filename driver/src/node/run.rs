@@ -2,21 +2,22 @@
 //!
 //! Stopping touches no map and no mount: I/O goes on without the plugin.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use storagelink_multipath::{Engine, Host};
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, Node, NodeService, Outside, info, journal::Entry};
+use super::{Config, Node, NodeService, Outside, info, journal::Entry, registration::Registrar};
 use crate::{
     attach::iscsi::{self, Initiator},
     codes::chain,
     identity::IdentityService,
+    listen::Listen,
     mount::HostMounts,
     programs::HostPrograms,
     publish_context::PublishContext,
-    server::{Services, serve, termination},
+    server::{Services, socket_path, termination},
 };
 
 /// How often sessions are looked for that nobody uses. It reads the plugin's own records and sysfs.
@@ -40,6 +41,12 @@ pub struct NodeArgs {
     /// Where the plugin sees the host's root file system, when it runs in a container.
     #[arg(long)]
     pub host_root: Option<PathBuf>,
+    /// Socket in the kubelet's plugin registry directory; without it something else registers the plugin.
+    #[arg(long)]
+    pub registration_socket: Option<PathBuf>,
+    /// Address and port for /livez, /readyz and /metrics.
+    #[arg(long)]
+    pub http_listen: Option<SocketAddr>,
 }
 
 /// Runs until SIGTERM.
@@ -106,8 +113,20 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
     let services = Services::new()
         .with(IdentityService::server())
         .with(NodeService::new(node).server());
-    let served = serve(&args.endpoint, services, stop).await;
-    stopping.cancel();
+    let registrar = Registrar::new(socket_path(&args.endpoint)?);
+    let registers = args.registration_socket.is_some();
+    let kubelet = registrar.clone();
+    let listen = Listen {
+        endpoint: args.endpoint,
+        csi: services,
+        registration: args
+            .registration_socket
+            .map(|socket| (socket, Services::new().with(registrar.server()))),
+        http: args.http_listen,
+        ready: Arc::new(move || if registers { kubelet.registered() } else { Ok(()) }),
+        metrics: Arc::default(),
+    };
+    let served = listen.until(stop, &stopping).await;
     resumed.abort();
     if let Err(error) = monitor.await {
         tracing::error!(%error, "the path monitor ended unexpectedly");
