@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -65,12 +65,18 @@ pub fn socket_path(endpoint: &str) -> Result<PathBuf, ServeError> {
 }
 
 /// Listens at `path`, mode 0600 from the start. A socket that a killed predecessor left there is removed; anything
-/// else there is an error.
+/// else there is an error. The socket's own directory is made; the one above it must be there, or the path is wrong.
 pub fn listen_private(path: &Path) -> Result<UnixListener, ServeError> {
     let failed = |source: io::Error| ServeError::Socket {
         path: path.to_owned(),
         source,
     };
+    if let Some(directory) = path.parent() {
+        match fs::DirBuilder::new().mode(0o750).create(directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
+            _ => {}
+        }
+    }
     match fs::symlink_metadata(path) {
         Ok(found) if found.file_type().is_socket() => fs::remove_file(path).map_err(failed)?,
         Ok(_) => return Err(ServeError::NotASocket(path.to_owned())),

@@ -37,6 +37,14 @@ async fn the_socket_is_private_and_a_stale_one_is_replaced() {
 }
 
 #[tokio::test]
+async fn the_sockets_directory_is_made_but_not_the_one_above() {
+    let dir = tempfile::tempdir().unwrap();
+    let _listener = listen_private(&dir.path().join("csi.storagelink.io/csi.sock")).unwrap();
+    let wrong = dir.path().join("no/such/csi.sock");
+    assert!(matches!(listen_private(&wrong), Err(ServeError::Socket { .. })));
+}
+
+#[tokio::test]
 async fn what_is_not_a_socket_stays() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("csi.sock");

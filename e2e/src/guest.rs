@@ -55,6 +55,12 @@ impl Guest {
         &self.machine.name
     }
 
+    /// Last byte of its addresses.
+    #[must_use]
+    pub fn index(&self) -> u8 {
+        self.machine.index
+    }
+
     /// Where its console and logs are on the machine.
     #[must_use]
     pub fn results(&self) -> &Path {

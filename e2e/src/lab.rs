@@ -16,7 +16,7 @@ use crate::{
     artifacts::Artifacts,
     guest::Guest,
     net,
-    qemu::{Machine, Process},
+    qemu::{Disk, Machine, Process},
 };
 
 /// A guest must announce itself within this time; seconds are normal, a loaded machine is not an error.
@@ -41,10 +41,16 @@ pub struct LabSpec {
     pub array: bool,
     /// Number of node guests.
     pub nodes: u8,
-    /// Memory of each guest in MiB.
+    /// Memory of the array guest in MiB.
     pub memory_mib: u32,
     /// Bytes of the array's sparse disk.
     pub array_disk_bytes: u64,
+    /// Memory of each node guest in MiB.
+    pub node_memory_mib: u32,
+    /// A disk that every node sees as /dev/vda; what they write to it is gone with them.
+    pub node_disk: Option<PathBuf>,
+    /// Modules that nodes load beside what the driver asks for.
+    pub node_modules: Vec<&'static str>,
 }
 
 impl LabSpec {
@@ -57,6 +63,9 @@ impl LabSpec {
             nodes,
             memory_mib: 1024,
             array_disk_bytes: 8 << 30,
+            node_memory_mib: 1024,
+            node_disk: None,
+            node_modules: Vec::new(),
         }
     }
 }
@@ -104,26 +113,26 @@ impl Lab {
         let ready = TcpListener::bind((MACHINE, READY_PORT))
             .await
             .context("bind the port for ready guests")?;
-        let machine = |name: String, index: u8, modules: &[&'static str], disk_bytes: Option<u64>| Machine {
+        let machine = |name: String, index: u8| Machine {
             results: results.join(&name),
             name,
             index,
-            memory_mib: spec.memory_mib,
-            modules: modules.to_vec(),
-            disk_bytes,
+            memory_mib: spec.node_memory_mib,
+            modules: NODE_MODULES.iter().chain(&spec.node_modules).copied().collect(),
+            disk: spec.node_disk.clone().map(Disk::Shared),
             agent: places.programs.join("lab-agent"),
         };
         let mut machines = Vec::new();
         if spec.array {
-            machines.push(machine(
-                "array".to_owned(),
-                1,
-                &ARRAY_MODULES,
-                Some(spec.array_disk_bytes),
-            ));
+            machines.push(Machine {
+                memory_mib: spec.memory_mib,
+                modules: ARRAY_MODULES.to_vec(),
+                disk: Some(Disk::Own(spec.array_disk_bytes)),
+                ..machine("array".to_owned(), 1)
+            });
         }
         for number in 1..=spec.nodes {
-            machines.push(machine(format!("node{number}"), number + 1, &NODE_MODULES, None));
+            machines.push(machine(format!("node{number}"), number + 1));
         }
 
         let mut booting = Vec::new();

@@ -7,6 +7,7 @@
 //! - `net`, `qemu`, `qmp`, `guest`, `lab`: fabrics, guests, and the lab made of them
 //! - `agent`: what runs inside a guest (binary `lab-agent`)
 //! - `roles`: a guest as array, a guest as node
+//! - `kube`: a Kubernetes cluster on those guests, and its suites
 //! - `writer`: the checksummed writer (binary `lab-writer`)
 //! - `suites`: what is proved; `demo`: the main job to watch
 
@@ -18,6 +19,7 @@ pub mod cpio;
 pub mod demo;
 pub mod guest;
 pub mod isolate;
+pub mod kube;
 pub mod lab;
 pub mod net;
 pub mod programs;

@@ -53,8 +53,13 @@ impl Fabric {
     }
 }
 
-/// Makes the bridges and the machine's management address.
+/// Makes the bridges and the machine's management address, once per process.
 pub async fn up() -> Result<()> {
+    static UP: tokio::sync::OnceCell<()> = tokio::sync::OnceCell::const_new();
+    UP.get_or_try_init(make).await.map(drop)
+}
+
+async fn make() -> Result<()> {
     output(&["ip", "link", "set", "lo", "up"]).await?;
     for fabric in Fabric::ALL {
         output(&["ip", "link", "add", fabric.bridge(), "type", "bridge"]).await?;

@@ -10,6 +10,15 @@ use tokio::process::Child;
 
 use crate::{artifacts::Artifacts, net::Fabric, programs};
 
+/// The disk /dev/vda of a guest.
+#[derive(Debug, Clone)]
+pub enum Disk {
+    /// A sparse one of so many bytes, empty at power on for the first time.
+    Own(u64),
+    /// This file, which others boot with too: what the guest writes is gone with it.
+    Shared(PathBuf),
+}
+
 /// What a guest is made of.
 #[derive(Debug, Clone)]
 pub struct Machine {
@@ -21,8 +30,8 @@ pub struct Machine {
     pub memory_mib: u32,
     /// Modules loaded before the agent serves.
     pub modules: Vec<&'static str>,
-    /// Bytes of a sparse disk (/dev/vda); none without.
-    pub disk_bytes: Option<u64>,
+    /// Its disk; none without.
+    pub disk: Option<Disk>,
     /// Directory of this guest's console, logs, monitor and disk.
     pub results: PathBuf,
     /// The lab-agent program.
@@ -42,9 +51,9 @@ impl Machine {
         self.results.join("qmp")
     }
 
-    /// The disk's file.
+    /// The file of a disk of its own.
     #[must_use]
-    pub fn disk(&self) -> PathBuf {
+    pub fn disk_file(&self) -> PathBuf {
         self.results.join("disk.raw")
     }
 
@@ -91,13 +100,16 @@ impl Machine {
                 format!("virtio-net-pci,romfile=,netdev=net{number},mac={mac}"),
             );
         }
-        if self.disk_bytes.is_some() {
+        let drive = match &self.disk {
+            Some(Disk::Own(_)) => Some((self.disk_file(), "")),
+            Some(Disk::Shared(file)) => Some((file.clone(), ",snapshot=on")),
+            None => None,
+        };
+        if let Some((file, more)) = drive {
+            let file = file.display();
             add(
                 "-drive",
-                format!(
-                    "file={},format=raw,if=none,id=disk,cache=unsafe",
-                    self.disk().display()
-                ),
+                format!("file={file},format=raw,if=none,id=disk,cache=unsafe{more}"),
             );
             add("-device", "virtio-blk-pci,drive=disk".to_owned());
         }
@@ -112,8 +124,8 @@ impl Machine {
     /// Starts the guest.
     pub fn start(&self, artifacts: &Artifacts) -> Result<Process> {
         fs::create_dir_all(&self.results).with_context(|| format!("make {}", self.results.display()))?;
-        if let Some(bytes) = self.disk_bytes {
-            let disk = fs::File::create(self.disk()).context("make the disk")?;
+        if let Some(Disk::Own(bytes)) = self.disk {
+            let disk = fs::File::create(self.disk_file()).context("make the disk")?;
             disk.set_len(bytes).context("size the disk")?;
         }
         let log = fs::File::create(self.results.join("qemu.log")).context("make qemu.log")?;

@@ -5,7 +5,7 @@
 //! is only kept for `/readyz` and the log.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -19,6 +19,17 @@ use tonic::{Request, Response, Status};
 const CSI_PLUGIN: &str = "CSIPlugin";
 /// Version of CSI as the kubelet's check wants it: any 1.x.
 const CSI_VERSION: &str = "1.0.0";
+
+/// Name of the socket. The kubelet's gRPC library sends the socket's path, percent-encoded, as `:authority`
+/// (kubelet `pluginmanager/operationexecutor`, `dial`; grpc-go `encodeAuthority`), and an authority may have percent
+/// signs in front of an `@` only (RFC 3986, 3.2): without one the call is refused before it reaches this service.
+const SOCKET_NAME: &str = "registration@csi.storagelink.io";
+
+/// Where the registration socket is in the kubelet's plugin registry directory.
+#[must_use]
+pub fn socket_in(registry: &Path) -> PathBuf {
+    registry.join(SOCKET_NAME)
+}
 
 /// The registration service. Clones share what the kubelet said.
 #[derive(Clone, Debug)]
@@ -84,6 +95,19 @@ impl Registration for Registrar {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_path_that_the_kubelet_sends_is_an_authority() {
+        let path = socket_in(Path::new("/var/lib/kubelet/plugins_registry"));
+        let sent = path.display().to_string().replace('/', "%2F");
+        let authority: axum::http::uri::Authority = sent.parse().expect("an authority");
+        assert_eq!(authority.host(), crate::DRIVER_NAME);
+        assert!(
+            sent.replace('@', "-")
+                .parse::<axum::http::uri::Authority>()
+                .is_err()
+        );
+    }
 
     #[tokio::test]
     async fn the_kubelet_is_told_where_csi_is_and_its_answer_is_kept() {

@@ -8,7 +8,11 @@ use anyhow::Context;
 use storagelink_multipath::{Engine, Host};
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, Node, NodeService, Outside, info, journal::Entry, registration::Registrar};
+use super::{
+    Config, Node, NodeService, Outside, info,
+    journal::Entry,
+    registration::{self, Registrar},
+};
 use crate::{
     attach::iscsi::{self, Initiator},
     codes::chain,
@@ -41,9 +45,9 @@ pub struct NodeArgs {
     /// Where the plugin sees the host's root file system, when it runs in a container.
     #[arg(long)]
     pub host_root: Option<PathBuf>,
-    /// Socket in the kubelet's plugin registry directory; without it something else registers the plugin.
+    /// The kubelet's plugin registry directory; without it something else registers the plugin.
     #[arg(long)]
-    pub registration_socket: Option<PathBuf>,
+    pub plugin_registry: Option<PathBuf>,
     /// Address and port for /livez, /readyz and /metrics.
     #[arg(long)]
     pub http_listen: Option<SocketAddr>,
@@ -114,14 +118,15 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         .with(IdentityService::server())
         .with(NodeService::new(node).server());
     let registrar = Registrar::new(socket_path(&args.endpoint)?);
-    let registers = args.registration_socket.is_some();
+    let registers = args.plugin_registry.is_some();
     let kubelet = registrar.clone();
     let listen = Listen {
         endpoint: args.endpoint,
         csi: services,
-        registration: args
-            .registration_socket
-            .map(|socket| (socket, Services::new().with(registrar.server()))),
+        registration: args.plugin_registry.map(|directory| {
+            let services = Services::new().with(registrar.server());
+            (registration::socket_in(&directory), services)
+        }),
         http: args.http_listen,
         ready: Arc::new(move || if registers { kubelet.registered() } else { Ok(()) }),
         metrics: Arc::default(),

@@ -1,4 +1,4 @@
-//! The lab's command line: `lab check`, `lab suite <name>|all`, `lab demo`.
+//! The lab's command line: `lab check`, `lab suite <name>|all`, `lab kube <name>|all`, `lab demo`.
 
 use std::process::ExitCode;
 
@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use storagelink_e2e::{
     artifacts::{self, Artifacts},
     check, demo, isolate,
+    kube::suites::{self as kube, KubeSuite},
     lab::Places,
     suites::{self, Suite},
 };
@@ -33,6 +34,15 @@ enum Command {
     Check,
     /// Run the main job with its output to watch
     Demo,
+    /// Run suites of a Kubernetes cluster on the lab's guests
+    Kube {
+        /// Which one
+        #[arg(value_enum)]
+        name: KubeSuite,
+        /// Directory of the product's images [default: images/ of the target directory]
+        #[arg(long)]
+        images: Option<std::path::PathBuf>,
+    },
     /// Run suites; one line a step, then `N passed, N failed`
     Suite {
         /// Which one
@@ -70,10 +80,16 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         .build()
         .context("start the runtime")?;
     let passed = runtime.block_on(async {
-        match arguments.command {
+        match &arguments.command {
             Command::Check => check::run(&artifacts, &places).await,
             Command::Demo => demo::run(&artifacts, &places).await,
-            Command::Suite { name } => suites::run(name, &artifacts, &places).await,
+            Command::Kube { name, images } => {
+                let images = images
+                    .clone()
+                    .unwrap_or_else(|| places.results.with_file_name("images"));
+                kube::run(*name, &images, &artifacts, &places).await
+            }
+            Command::Suite { name } => suites::run(*name, &artifacts, &places).await,
         }
     })?;
     Ok(if passed {

@@ -1,0 +1,162 @@
+//! kubectl: what a user of the cluster does and sees.
+
+use std::{collections::HashMap, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use crate::{programs, wait};
+
+/// For one command.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// kubectl with one user's access.
+#[derive(Debug, Clone)]
+pub struct Kubectl {
+    program: PathBuf,
+    kubeconfig: PathBuf,
+}
+
+impl Kubectl {
+    /// This program with this access.
+    #[must_use]
+    pub fn new(program: PathBuf, kubeconfig: PathBuf) -> Self {
+        Self { program, kubeconfig }
+    }
+
+    /// The file with the access.
+    #[must_use]
+    pub fn kubeconfig(&self) -> &std::path::Path {
+        &self.kubeconfig
+    }
+
+    /// Runs a command that must succeed; its standard output without the last line end.
+    pub async fn run(&self, arguments: &[&str]) -> Result<String> {
+        self.run_with(arguments, &[]).await
+    }
+
+    /// [`Kubectl::run`] with standard input.
+    pub async fn run_with(&self, arguments: &[&str], stdin: &[u8]) -> Result<String> {
+        let done = self.finish(arguments, stdin).await?;
+        if done.exit != 0 {
+            bail!(
+                "kubectl {}: exit {}: {}",
+                arguments.join(" "),
+                done.exit,
+                String::from_utf8_lossy(&done.stderr).trim()
+            );
+        }
+        Ok(String::from_utf8_lossy(&done.stdout).trim_end().to_owned())
+    }
+
+    /// Runs a command; any end is an answer.
+    pub async fn finish(&self, arguments: &[&str], stdin: &[u8]) -> Result<programs::Finished> {
+        let mut argv = vec![self.program.clone().into_os_string(), "--kubeconfig".into()];
+        argv.push(self.kubeconfig.clone().into_os_string());
+        argv.extend(arguments.iter().map(Into::into));
+        programs::run(&argv, &HashMap::new(), stdin, LIMIT)
+            .await
+            .with_context(|| format!("kubectl {}", arguments.join(" ")))
+    }
+
+    /// `kubectl apply` of objects in YAML or JSON.
+    pub async fn apply(&self, objects: &str) -> Result<()> {
+        self.run_with(&["apply", "-f", "-"], objects.as_bytes())
+            .await
+            .map(drop)
+    }
+
+    /// The text with which the API server refuses these objects.
+    pub async fn refused(&self, objects: &str) -> Result<String> {
+        let done = self.finish(&["apply", "-f", "-"], objects.as_bytes()).await?;
+        if done.exit == 0 {
+            bail!("it was accepted: {objects}");
+        }
+        Ok(String::from_utf8_lossy(&done.stderr).into_owned())
+    }
+
+    /// Objects as JSON: `get <arguments> -o json`.
+    pub async fn get(&self, arguments: &[&str]) -> Result<Value> {
+        let mut all = vec!["get"];
+        all.extend(arguments);
+        all.extend(["-o", "json"]);
+        let text = self.run(&all).await?;
+        serde_json::from_str(&text).with_context(|| format!("kubectl {}", all.join(" ")))
+    }
+
+    /// The items of a list.
+    pub async fn list(&self, arguments: &[&str]) -> Result<Vec<Value>> {
+        let mut list = self.get(arguments).await?;
+        match list["items"].take() {
+            Value::Array(items) => Ok(items),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// A field by JSONPath; empty when it is not there.
+    pub async fn field(&self, what: &[&str], path: &str) -> Result<String> {
+        let output = format!("jsonpath={{{path}}}");
+        let mut all = vec!["get"];
+        all.extend(what);
+        all.extend(["-o", &output]);
+        self.run(&all).await
+    }
+
+    /// Waits until a field has a value.
+    pub async fn until(&self, what: &[&str], path: &str, value: &str, limit: Duration) -> Result<Duration> {
+        let text = format!("{} {path} = {value}", what.join(" "));
+        let mut last = String::new();
+        let result = wait::until(&text, limit, async || {
+            last = self.field(what, path).await?;
+            Ok(last == value)
+        })
+        .await;
+        match result {
+            Ok(took) => Ok(took),
+            Err(error) => {
+                let describe: Vec<&str> = std::iter::once("describe").chain(what.iter().copied()).collect();
+                let told = self.run(&describe).await.unwrap_or_default();
+                Err(error).with_context(|| format!("it was {last:?}\n{told}"))
+            }
+        }
+    }
+
+    /// Waits until an object is gone.
+    pub async fn gone(&self, what: &[&str], limit: Duration) -> Result<Duration> {
+        let text = format!("{} is gone", what.join(" "));
+        let mut all = vec!["get", "--ignore-not-found", "-o", "name"];
+        all.extend(what);
+        wait::until(&text, limit, async || Ok(self.run(&all).await?.is_empty())).await
+    }
+
+    /// Deletes objects and waits until they are gone.
+    pub async fn delete(&self, what: &[&str]) -> Result<()> {
+        let mut all = vec!["delete", "--ignore-not-found", "--wait=true", "--timeout=110s"];
+        all.extend(what);
+        self.run(&all).await.map(drop)
+    }
+
+    /// Runs a program in a pod; its standard output.
+    pub async fn exec(&self, namespace: &str, pod: &str, argv: &[&str]) -> Result<String> {
+        let mut all = vec!["-n", namespace, "exec", pod, "--"];
+        all.extend(argv);
+        self.run(&all).await
+    }
+
+    /// Messages of the events about an object, oldest first.
+    pub async fn events(&self, namespace: &str, kind: &str, name: &str) -> Result<Vec<String>> {
+        let selector = format!("--field-selector=involvedObject.kind={kind},involvedObject.name={name}");
+        let items = self.list(&["-n", namespace, "events", &selector]).await?;
+        Ok(items
+            .iter()
+            .map(|event| {
+                format!(
+                    "{} {} {}",
+                    event["type"].as_str().unwrap_or_default(),
+                    event["reason"].as_str().unwrap_or_default(),
+                    event["message"].as_str().unwrap_or_default()
+                )
+            })
+            .collect())
+    }
+}

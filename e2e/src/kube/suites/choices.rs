@@ -1,0 +1,104 @@
+//! A class that does not say where: the claim stays Pending and its Event lists what there is.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use crate::{
+    kube::{
+        cluster::Cluster,
+        leftovers::Before,
+        objects::{self, Claim},
+        writers,
+    },
+    report::Report,
+    roles::array,
+    wait,
+};
+
+const CLASS: &str = "choices";
+const CLAIM: &str = "choices";
+/// external-provisioner asks again after a growing pause.
+const EVENT_LIMIT: Duration = Duration::from_secs(60);
+const BOUND_LIMIT: Duration = Duration::from_secs(180);
+
+/// Runs the steps in order; the first that fails ends the suite.
+pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
+    let before = Before::look(cluster).await?;
+    let outcome = steps(report, cluster).await;
+    cluster.kubectl.delete(&["pvc", CLAIM]).await?;
+    cluster.kubectl.delete(&["storageclass", CLASS]).await?;
+    outcome?;
+    report.step("nothing is left", before.nothing_left(cluster)).await
+}
+
+async fn steps(report: &mut Report, cluster: &Cluster) -> Result<()> {
+    let text = report
+        .step("without an aggregate the claim's Event lists them", async {
+            let class = objects::class(CLASS, &json!({"system": array::SYSTEM}));
+            let objects = [class, Claim::new(CLAIM, CLASS).object()];
+            cluster.kubectl.apply(&objects::all(&objects)).await?;
+            told(
+                cluster,
+                &[array::AGGREGATE_NAME, "GiB free", "parameters[aggregate]"],
+            )
+            .await
+        })
+        .await?;
+    report.note(text);
+    report
+        .step("an aggregate that is not there is named, with what is", async {
+            cluster.kubectl.delete(&["storageclass", CLASS]).await?;
+            let class = objects::class(CLASS, &json!({"system": array::SYSTEM, "aggregate": "aggr9"}));
+            cluster.kubectl.apply(&class.to_string()).await?;
+            told(cluster, &["\"aggr9\"", array::AGGREGATE_NAME]).await
+        })
+        .await?;
+    report
+        .step("a parameter that is misspelt is named", async {
+            cluster.kubectl.delete(&["storageclass", CLASS]).await?;
+            let class = objects::class(CLASS, &json!({"system": array::SYSTEM, "agregate": "aggr0"}));
+            cluster.kubectl.apply(&class.to_string()).await?;
+            told(cluster, &["unknown: agregate", "aggregate"]).await
+        })
+        .await?;
+    report
+        .step("the class is corrected and the claim binds", async {
+            let phase = cluster.kubectl.field(&["pvc", CLAIM], ".status.phase").await?;
+            ensure!(phase == "Pending", "the claim is {phase}");
+            cluster.kubectl.delete(&["storageclass", CLASS]).await?;
+            let parameters = json!({"system": array::SYSTEM, "aggregate": array::AGGREGATE_NAME});
+            cluster
+                .kubectl
+                .apply(&objects::class(CLASS, &parameters).to_string())
+                .await?;
+            cluster
+                .kubectl
+                .until(&["pvc", CLAIM], ".status.phase", "Bound", BOUND_LIMIT)
+                .await?;
+            writers::volume_of(cluster, CLAIM).await
+        })
+        .await
+        .map(drop)
+}
+
+/// Waits for an Event of the claim that holds all of these; the Event.
+async fn told(cluster: &Cluster, words: &[&str]) -> Result<String> {
+    let mut found = String::new();
+    wait::until("the claim's Event", EVENT_LIMIT, async || {
+        let events = cluster
+            .kubectl
+            .events("default", "PersistentVolumeClaim", CLAIM)
+            .await?;
+        match events.iter().find(|e| words.iter().all(|word| e.contains(word))) {
+            Some(event) => {
+                found.clone_from(event);
+                Ok(true)
+            }
+            None => anyhow::bail!("none of {events:?} holds {words:?}"),
+        }
+    })
+    .await?;
+    Ok(found)
+}

@@ -1,0 +1,109 @@
+//! Six writers over both workers while one fabric is cut silently, comes back, and the other is cut.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::life::map_of;
+use crate::{
+    kube::{cluster::Cluster, leftovers::Before, writers::Writers},
+    net::Fabric,
+    report::{Report, seconds},
+    roles::inspect,
+    wait,
+};
+
+const REPLICAS: u32 = 6;
+/// How long writes go on over the fabric that is left.
+const ON_ONE_FABRIC: Duration = Duration::from_secs(10);
+/// Until the dead paths of six maps are out, on a loaded machine.
+const OUT_LIMIT: Duration = Duration::from_secs(60);
+
+/// Runs the steps in order; the first that fails ends the suite.
+pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
+    let before = Before::look(cluster).await?;
+    let writers = report
+        .step("a StatefulSet of 6 writes on both workers", async {
+            let writers = Writers::start(cluster, "fabrics", REPLICAS, "storagelink").await?;
+            let mut nodes = Vec::new();
+            for pod in writers.pods() {
+                nodes.push(writers.node(cluster, &pod).await?);
+            }
+            ensure!(nodes.contains(&0) && nodes.contains(&1), "pods are on {nodes:?}");
+            Ok(writers)
+        })
+        .await?;
+    for (fabric, name) in [(Fabric::A, "a"), (Fabric::B, "b")] {
+        report
+            .step(
+                &format!("fabric {name} is cut silently: all go on over the other"),
+                cut(cluster, &writers, fabric),
+            )
+            .await?;
+        let back = report
+            .step(
+                &format!("fabric {name} is back: all use both again"),
+                heal(cluster, &writers, fabric),
+            )
+            .await?;
+        report.note(format!("both paths of all maps after {}", seconds(back)));
+    }
+    let longest = report
+        .step(
+            "no writer saw an error, nothing is lost",
+            writers.stop_all(cluster),
+        )
+        .await?;
+    report.note(format!("the longest single write: {}", seconds(longest)));
+    report
+        .step("pods and claims are deleted", writers.delete(cluster))
+        .await?;
+    report.step("nothing is left", before.nothing_left(cluster)).await
+}
+
+/// Maps of a worker with the states of their paths' devices.
+async fn states(cluster: &Cluster, writers: &Writers) -> Result<Vec<Vec<inspect::Path>>> {
+    let mut all = Vec::new();
+    for pod in writers.pods() {
+        let guest = cluster.guest(writers.node(cluster, &pod).await?);
+        let map = map_of(&writers.volume(cluster, &pod).await?);
+        all.push(inspect::paths(guest, &map).await?);
+    }
+    Ok(all)
+}
+
+async fn cut(cluster: &Cluster, writers: &Writers, fabric: Fabric) -> Result<()> {
+    cluster.lab.array().cut(fabric).await?;
+    let dead = cluster.lab.array().address(fabric);
+    wait::until("the dead paths are out", OUT_LIMIT, async || {
+        let states = states(cluster, writers).await?;
+        Ok(states
+            .iter()
+            .flatten()
+            .filter(|path| path.portal == dead)
+            .all(|path| path.state != "running"))
+    })
+    .await?;
+    tokio::time::sleep(ON_ONE_FABRIC).await;
+    for pod in writers.pods() {
+        writers.progress(cluster, &pod).await?;
+    }
+    Ok(())
+}
+
+async fn heal(cluster: &Cluster, writers: &Writers, fabric: Fabric) -> Result<Duration> {
+    let before = states(cluster, writers).await?;
+    cluster.lab.array().heal(fabric).await?;
+    wait::until("both paths of all maps carry", OUT_LIMIT, async || {
+        let now = states(cluster, writers).await?;
+        for (before, now) in before.iter().zip(&now) {
+            let shares = inspect::shares(before, now);
+            ensure!(
+                shares.len() == 2 && shares.iter().all(|(_, requests, _)| *requests >= 10),
+                "{shares:?}"
+            );
+        }
+        Ok(true)
+    })
+    .await
+}

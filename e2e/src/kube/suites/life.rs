@@ -1,0 +1,67 @@
+//! From a StorageClass and a claim to a pod that writes over both paths, and back to nothing.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    kube::{cluster::Cluster, leftovers::Before, writers::Writers},
+    report::{Report, seconds},
+    roles::inspect,
+    wait,
+};
+
+/// Runs the steps in order; the first that fails ends the suite.
+pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
+    let before = Before::look(cluster).await?;
+    let start = Instant::now();
+    let writers = report
+        .step(
+            "a claim becomes a disk under a pod that writes",
+            Writers::start(cluster, "life", 1, "storagelink"),
+        )
+        .await?;
+    report.note(format!("from the claim to writes: {}", seconds(start.elapsed())));
+    let pod = "life-0";
+    report
+        .step(
+            "both paths carry about half of the requests",
+            both_paths(cluster, &writers, pod),
+        )
+        .await?;
+    report
+        .step("every acknowledged write is there", writers.stop(cluster, pod))
+        .await?;
+    report
+        .step("pod and claim are deleted", writers.delete(cluster))
+        .await?;
+    report
+        .step(
+            "nothing is left on workers, array and API server",
+            before.nothing_left(cluster),
+        )
+        .await
+}
+
+/// Waits until each of two paths has carried 40 to 60 % of at least 200 requests.
+pub async fn both_paths(cluster: &Cluster, writers: &Writers, pod: &str) -> Result<()> {
+    let guest = cluster.guest(writers.node(cluster, pod).await?);
+    let map = map_of(&writers.volume(cluster, pod).await?);
+    let before = inspect::paths(guest, &map).await?;
+    wait::until("requests on both paths", Duration::from_secs(60), async || {
+        let shares = inspect::shares(&before, &inspect::paths(guest, &map).await?);
+        let total: u64 = shares.iter().map(|(_, requests, _)| requests).sum();
+        let even = shares.len() == 2 && shares.iter().all(|(_, _, share)| (40.0..=60.0).contains(share));
+        ensure!(total >= 200 && even, "{shares:?}");
+        Ok(true)
+    })
+    .await
+    .map(drop)
+}
+
+/// Name of the map of a volume.
+#[must_use]
+pub fn map_of(volume: &str) -> String {
+    let uuid = volume.split('@').next().unwrap_or_default();
+    format!("storagelink-{uuid}")
+}

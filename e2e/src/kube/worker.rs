@@ -1,0 +1,154 @@
+//! A worker guest: containerd over the disk of images, kubelet, kube-proxy, open-iscsi; what an administrator installs on
+//! a node, and nothing of the driver.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use super::{binaries::Binaries, control_plane::ControlPlane, images, pki::API_SERVICE};
+use crate::{
+    agent::MACHINE,
+    guest::Guest,
+    net::Fabric,
+    roles::{inspect, node},
+    wait,
+};
+
+/// What a worker has loaded before the driver comes: containers, Service addresses, its disk.
+pub const MODULES: [&str; 11] = [
+    "virtio_blk",
+    "overlay",
+    "br_netfilter",
+    "veth",
+    "bridge",
+    "nf_tables",
+    "nft_compat",
+    "iptable_nat",
+    "iptable_filter",
+    "xt_MASQUERADE",
+    "xt_comment",
+];
+/// Process and log name of the kubelet.
+pub const KUBELET: &str = "kubelet";
+const CONTAINERD_LIMIT: Duration = Duration::from_secs(60);
+
+/// Brings up everything but waits for nothing that needs the API server.
+pub async fn start(guest: &Guest, control: &ControlPlane, binaries: &Binaries, udev: bool) -> Result<()> {
+    let index = guest.index();
+    guest
+        .shell(&format!(
+            "sysctl -qw net.ipv4.ip_forward=1; ip route add default via {MACHINE}; \
+             mkdir -p /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; \
+             mkdir -p /var/lib/containerd /var/lib/kubelet /var/log /etc/cni/net.d /var/lib/cni /opt; \
+             mount /dev/vda /var/lib/containerd; \
+             for d in /var/lib/kubelet /var/log /etc/cni/net.d /var/lib/cni; do mount -t tmpfs tmpfs $d; done; \
+             mount --make-rshared /"
+        ))
+        .await
+        .context("mounts of a worker")?;
+    node::prepare(guest, udev).await?;
+    let network = serde_json::json!({
+        "cniVersion": "1.0.0", "name": "lab", "plugins": [
+            {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
+             "ipam": {"type": "host-local", "ranges": [[{"subnet": format!("10.244.{index}.0/24")}]],
+                      "routes": [{"dst": "0.0.0.0/0"}]}},
+            {"type": "portmap", "capabilities": {"portMappings": true}},
+        ],
+    });
+    let pause = images::PAUSE;
+    let address = guest.address(Fabric::Management);
+    for (path, content) in [
+        ("/etc/cni/net.d/10-lab.conflist", network.to_string()),
+        (
+            "/etc/lab/containerd.toml",
+            format!(
+                "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = \"{pause}\"\n\
+                 [plugins.\"io.containerd.grpc.v1.cri\".cni]\n  bin_dir = \"/usr/lib/cni\"\n"
+            ),
+        ),
+        ("/etc/lab/kubelet.kubeconfig", control.access(guest.name())),
+        ("/etc/lab/proxy.kubeconfig", control.access("admin")),
+        ("/etc/lab/kubelet.json", kubelet_configuration()),
+    ] {
+        guest.write(path, content, 0o600).await?;
+    }
+    guest
+        .spawn(
+            "containerd",
+            &["containerd", "-c", "/etc/lab/containerd.toml"],
+            &[],
+        )
+        .await?;
+    wait::until("containerd", CONTAINERD_LIMIT, async || {
+        Ok(guest.exec(&["ctr", "version"]).await.is_ok())
+    })
+    .await?;
+    let proxy = binaries.kubernetes("kube-proxy");
+    guest
+        .spawn(
+            "kube-proxy",
+            &[
+                &proxy.to_string_lossy(),
+                "--kubeconfig=/etc/lab/proxy.kubeconfig",
+                &format!("--hostname-override={}", guest.name()),
+                "--proxy-mode=nftables",
+                "--conntrack-max-per-core=0",
+            ],
+            &[],
+        )
+        .await?;
+    start_kubelet(guest, binaries, &address).await
+}
+
+/// Starts the kubelet (again).
+pub async fn start_kubelet(guest: &Guest, binaries: &Binaries, address: &str) -> Result<()> {
+    let program = binaries.kubernetes("kubelet");
+    guest
+        .spawn(
+            KUBELET,
+            &[
+                &program.to_string_lossy(),
+                "--config=/etc/lab/kubelet.json",
+                "--kubeconfig=/etc/lab/kubelet.kubeconfig",
+                &format!("--hostname-override={}", guest.name()),
+                &format!("--node-ip={address}"),
+                "-v=2",
+            ],
+            &[],
+        )
+        .await
+        .map(drop)
+}
+
+fn kubelet_configuration() -> String {
+    serde_json::json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "authentication": {"anonymous": {"enabled": true}, "webhook": {"enabled": false}},
+        "authorization": {"mode": "AlwaysAllow"},
+        "cgroupDriver": "cgroupfs",
+        "failSwapOn": false,
+        "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+        "clusterDomain": "cluster.local",
+        // Nothing answers there: pods reach what they need by address.
+        "clusterDNS": [API_SERVICE],
+        "nodeStatusUpdateFrequency": "5s",
+        // The root file system is the machine's own: how full it is says nothing about the guest.
+        "evictionHard": {"memory.available": "50Mi"},
+        "imageGCHighThresholdPercent": 100,
+    })
+    .to_string()
+}
+
+/// Everything of volumes on a worker, without what the kubelet keeps for itself.
+pub async fn snapshot(guest: &Guest) -> Result<Vec<String>> {
+    let mut lines = inspect::snapshot(guest).await?;
+    lines.retain(|line| !line.contains("/var/lib/kubelet") || line.contains("csi"));
+    // The plugin's own registration, and the pods that run it.
+    lines.retain(|line| {
+        !line.contains("/var/lib/kubelet/plugins/csi.storagelink.io/csi.sock")
+            && !line.contains("/var/lib/kubelet/plugins_registry")
+            && !line.contains("/var/lib/kubelet/pods/")
+    });
+    Ok(lines)
+}

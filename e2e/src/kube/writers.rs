@@ -1,0 +1,173 @@
+//! Pods that write checksummed blocks: started with a StatefulSet, stopped and verified from inside the pod.
+//!
+//! A log of acknowledged writes is on the machine, per node and pod: it is there when the node is not.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use super::{cluster::Cluster, objects};
+use crate::{
+    wait,
+    writer::{verify::Verdict, write::Summary},
+};
+
+/// The first start of a pod formats its volume, on emulated processors.
+const READY_LIMIT: Duration = Duration::from_secs(240);
+
+/// What a writing pod does: write until told to stop, leave a summary, wait.
+const COMMAND: &str = "lab-writer write --target /data/file --log /ack/$POD_NAME.ack --jobs 1 --blocks 512 \
+                       > /ack/$POD_NAME.summary; exec sleep 2147483647";
+
+/// A running set of writers in the namespace `default`.
+#[derive(Debug)]
+pub struct Writers {
+    name: String,
+    replicas: u32,
+}
+
+impl Writers {
+    /// Starts them and waits until each has acknowledged writes.
+    pub async fn start(cluster: &Cluster, name: &str, replicas: u32, class: &str) -> Result<Self> {
+        let set = objects::writers(name, replicas, class, COMMAND);
+        cluster.kubectl.apply(&set.to_string()).await?;
+        let writers = Self {
+            name: name.to_owned(),
+            replicas,
+        };
+        writers.ready(cluster, READY_LIMIT).await?;
+        for pod in writers.pods() {
+            writers.progress(cluster, &pod).await?;
+        }
+        Ok(writers)
+    }
+
+    /// Waits until every pod is Ready.
+    pub async fn ready(&self, cluster: &Cluster, limit: Duration) -> Result<Duration> {
+        let object = ["statefulset", self.name.as_str()];
+        let wanted = self.replicas.to_string();
+        cluster
+            .kubectl
+            .until(&object, ".status.readyReplicas", &wanted, limit)
+            .await
+    }
+
+    /// Names of the pods.
+    #[must_use]
+    pub fn pods(&self) -> Vec<String> {
+        (0..self.replicas)
+            .map(|number| format!("{}-{number}", self.name))
+            .collect()
+    }
+
+    /// The node that a pod runs on.
+    pub async fn node(&self, cluster: &Cluster, pod: &str) -> Result<usize> {
+        let name = cluster.kubectl.field(&["pod", pod], ".spec.nodeName").await?;
+        cluster.number(&name)
+    }
+
+    /// The volume id of a pod's volume.
+    pub async fn volume(&self, cluster: &Cluster, pod: &str) -> Result<String> {
+        let claim = format!("data-{pod}");
+        volume_of(cluster, &claim).await
+    }
+
+    /// Waits until the pod has acknowledged another 20 writes.
+    pub async fn progress(&self, cluster: &Cluster, pod: &str) -> Result<Duration> {
+        let node = self.node(cluster, pod).await?;
+        let log = self.log(cluster, node, pod);
+        let lines = || std::fs::read(&log).map_or(0, |log| log.iter().filter(|&&b| b == b'\n').count());
+        let before = lines();
+        wait::until(&format!("{pod} writes"), Duration::from_secs(60), async || {
+            Ok(lines() >= before + 20)
+        })
+        .await
+    }
+
+    fn log(&self, cluster: &Cluster, node: usize, pod: &str) -> PathBuf {
+        cluster.guest(node).results().join(format!("{pod}.ack"))
+    }
+
+    /// Stops the writer of a pod and proves from inside that no write failed and every acknowledged one is there.
+    pub async fn stop(&self, cluster: &Cluster, pod: &str) -> Result<Summary> {
+        let node = self.node(cluster, pod).await?;
+        cluster
+            .kubectl
+            .exec("default", pod, &["pkill", "-TERM", "lab-writer"])
+            .await?;
+        let file = cluster.guest(node).results().join(format!("{pod}.summary"));
+        let mut summary = None;
+        wait::until(&format!("{pod} stops"), Duration::from_secs(60), async || {
+            summary = serde_json::from_slice::<Summary>(&std::fs::read(&file)?).ok();
+            Ok(summary.is_some())
+        })
+        .await?;
+        let summary = summary.context("no summary")?;
+        ensure!(summary.errors == 0 && summary.writes > 0, "{pod}: {summary:?}");
+        self.verify(cluster, pod).await?;
+        Ok(summary)
+    }
+
+    /// Reads back everything that the log of the pod's node says was acknowledged.
+    pub async fn verify(&self, cluster: &Cluster, pod: &str) -> Result<Verdict> {
+        let log = format!("/ack/{pod}.ack");
+        let argv = ["lab-writer", "verify", "--target", "/data/file", "--log", &log];
+        let text = cluster.kubectl.exec("default", pod, &argv).await?;
+        let verdict: Verdict = serde_json::from_str(&text).with_context(|| format!("{pod}: {text}"))?;
+        ensure!(
+            verdict.wrong == 0 && verdict.acknowledged > 0,
+            "{pod}: {verdict:?}"
+        );
+        Ok(verdict)
+    }
+
+    /// Stops and verifies all; the longest single write.
+    pub async fn stop_all(&self, cluster: &Cluster) -> Result<Duration> {
+        let mut longest = 0;
+        for pod in self.pods() {
+            longest = longest.max(self.stop(cluster, &pod).await?.longest_us);
+        }
+        Ok(Duration::from_micros(longest))
+    }
+
+    /// Deletes pods and claims and waits until their volumes are gone.
+    pub async fn delete(&self, cluster: &Cluster) -> Result<()> {
+        cluster
+            .kubectl
+            .delete(&["statefulset", &self.name, "--cascade=foreground"])
+            .await?;
+        for pod in self.pods() {
+            let claim = format!("data-{pod}");
+            // The set's own policy deletes them, later.
+            cluster.kubectl.delete(&["pvc", &claim]).await?;
+        }
+        no_volumes(cluster).await
+    }
+}
+
+/// The volume id behind a claim.
+pub async fn volume_of(cluster: &Cluster, claim: &str) -> Result<String> {
+    let volume = cluster.kubectl.field(&["pvc", claim], ".spec.volumeName").await?;
+    let handle = cluster
+        .kubectl
+        .field(&["pv", &volume], ".spec.csi.volumeHandle")
+        .await?;
+    ensure!(!handle.is_empty(), "claim {claim} has no volume");
+    Ok(handle)
+}
+
+/// Waits until the cluster has no PersistentVolume and no VolumeAttachment.
+pub async fn no_volumes(cluster: &Cluster) -> Result<()> {
+    wait::until(
+        "no volume is left in the cluster",
+        Duration::from_secs(180),
+        async || {
+            let left: Vec<Value> = cluster.kubectl.list(&["pv,volumeattachments"]).await?;
+            ensure!(left.is_empty(), "{} objects are left", left.len());
+            Ok(true)
+        },
+    )
+    .await
+    .map(drop)
+}
