@@ -5,7 +5,7 @@ LAB := target/debug/lab
 DENY := $(STORAGELINK_CACHE)/cargo-deny-0.20.2/bin/cargo-deny
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build fmt lint unit check lab demo test clean
+.PHONY: help deps build fmt lint unit check lab kube e2e-external demo test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,7 @@ lint: deps ## rustfmt, clippy, licences and bans of dependencies
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	@hack/install-tools.sh $(STORAGELINK_CACHE) cargo-deny
+	cargo fetch --locked
 	$(DENY) --offline check --hide-inclusion-graph bans licenses sources
 
 unit: deps ## pure and simulated-host tests
@@ -34,6 +35,14 @@ check: lint unit ## everything that needs no lab
 lab: build ## the suites on real kernels
 	@hack/install-tools.sh $(STORAGELINK_CACHE) csi-sanity
 	$(LAB) suite all
+
+kube: build images ## the suites on a Kubernetes cluster of the lab's guests
+	@hack/install-kube.sh $(STORAGELINK_CACHE)
+	$(LAB) kube all
+
+e2e-external: build images ## all of Kubernetes' external storage suite; writes docs/conformance.md (hours)
+	@hack/install-kube.sh $(STORAGELINK_CACHE)
+	$(LAB) kube external-all
 
 demo: deps ## the main job on a real kernel, to watch
 	cargo build --locked --workspace

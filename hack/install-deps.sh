@@ -8,10 +8,12 @@ build=(build-essential pkg-config libdevmapper-dev libclang-14-dev)
 lab=(busybox-static cpio iproute2 kmod xz-utils dbus udev util-linux
      targetcli-fb open-iscsi lsscsi sg3-utils fio
      e2fsprogs xfsprogs btrfs-progs)
+# The cluster lab: Debian's packages of what a worker runs and of the control plane's store.
+kube=(containerd runc etcd-server containernetworking-plugins nftables iptables)
 qemu_minimum=8.1
 
 missing=()
-for package in "${build[@]}" "${lab[@]}"; do
+for package in "${build[@]}" "${lab[@]}" "${kube[@]}"; do
     dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
 done
 

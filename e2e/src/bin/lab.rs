@@ -36,9 +36,9 @@ enum Command {
     Demo,
     /// Run suites of a Kubernetes cluster on the lab's guests
     Kube {
-        /// Which one
-        #[arg(value_enum)]
-        name: KubeSuite,
+        /// Which ones
+        #[arg(value_enum, required = true)]
+        names: Vec<KubeSuite>,
         /// Directory of the product's images [default: images/ of the target directory]
         #[arg(long)]
         images: Option<std::path::PathBuf>,
@@ -83,11 +83,11 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         match &arguments.command {
             Command::Check => check::run(&artifacts, &places).await,
             Command::Demo => demo::run(&artifacts, &places).await,
-            Command::Kube { name, images } => {
+            Command::Kube { names, images } => {
                 let images = images
                     .clone()
                     .unwrap_or_else(|| places.results.with_file_name("images"));
-                kube::run(*name, &images, &artifacts, &places).await
+                kube::run(names, &images, &artifacts, &places).await
             }
             Command::Suite { name } => suites::run(*name, &artifacts, &places).await,
         }

@@ -8,6 +8,7 @@ pub mod binaries;
 pub mod bundle;
 pub mod cluster;
 pub mod control_plane;
+pub mod external;
 pub mod image_disk;
 pub mod images;
 pub mod kubectl;

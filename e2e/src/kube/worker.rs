@@ -143,12 +143,16 @@ fn kubelet_configuration() -> String {
 /// Everything of volumes on a worker, without what the kubelet keeps for itself.
 pub async fn snapshot(guest: &Guest) -> Result<Vec<String>> {
     let mut lines = inspect::snapshot(guest).await?;
-    lines.retain(|line| !line.contains("/var/lib/kubelet") || line.contains("csi"));
-    // The plugin's own registration, and the pods that run it.
-    lines.retain(|line| {
-        !line.contains("/var/lib/kubelet/plugins/csi.storagelink.io/csi.sock")
-            && !line.contains("/var/lib/kubelet/plugins_registry")
-            && !line.contains("/var/lib/kubelet/pods/")
+    lines.retain(|line| match line.split_once("/var/lib/kubelet/") {
+        // Of the kubelet's directory only what is of one volume: below these, which it never removes.
+        Some((_, below)) => [
+            "csi.storagelink.io/",
+            "volumeDevices/publish/",
+            "volumeDevices/staging/",
+        ]
+        .iter()
+        .any(|parent| below.contains(&format!("plugins/kubernetes.io/csi/{parent}"))),
+        None => true,
     });
     Ok(lines)
 }

@@ -2,7 +2,10 @@
 //!
 //! A log of acknowledged writes is on the machine, per node and pod: it is there when the node is not.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -16,9 +19,11 @@ use crate::{
 /// The first start of a pod formats its volume, on emulated processors.
 const READY_LIMIT: Duration = Duration::from_secs(240);
 
-/// What a writing pod does: write until told to stop, leave a summary, wait.
-const COMMAND: &str = "lab-writer write --target /data/file --log /ack/$POD_NAME.ack --jobs 1 --blocks 512 \
-                       > /ack/$POD_NAME.summary; exec sleep 2147483647";
+/// What a writing pod does: write until told to stop, leave a summary, wait. A pod that finds the file there, because it
+/// was moved, leaves it alone.
+const COMMAND: &str = "if [ ! -e /data/file ]; then
+  lab-writer write --target /data/file --log /ack/$POD_NAME.ack --jobs 1 --blocks 512 > /ack/$POD_NAME.summary &
+  echo $! > /tmp/writer; wait; fi; exec sleep 2147483647";
 
 /// A running set of writers in the namespace `default`.
 #[derive(Debug)]
@@ -76,13 +81,17 @@ impl Writers {
     /// Waits until the pod has acknowledged another 20 writes.
     pub async fn progress(&self, cluster: &Cluster, pod: &str) -> Result<Duration> {
         let node = self.node(cluster, pod).await?;
-        let log = self.log(cluster, node, pod);
-        let lines = || std::fs::read(&log).map_or(0, |log| log.iter().filter(|&&b| b == b'\n').count());
+        let lines = || self.acknowledged(cluster, node, pod);
         let before = lines();
         wait::until(&format!("{pod} writes"), Duration::from_secs(60), async || {
             Ok(lines() >= before + 20)
         })
         .await
+    }
+
+    /// Acknowledged writes in the pod's log of a node.
+    pub fn acknowledged(&self, cluster: &Cluster, node: usize, pod: &str) -> usize {
+        lines(&self.log(cluster, node, pod))
     }
 
     fn log(&self, cluster: &Cluster, node: usize, pod: &str) -> PathBuf {
@@ -94,7 +103,7 @@ impl Writers {
         let node = self.node(cluster, pod).await?;
         cluster
             .kubectl
-            .exec("default", pod, &["pkill", "-TERM", "lab-writer"])
+            .exec("default", pod, &["sh", "-c", "kill -TERM $(cat /tmp/writer)"])
             .await?;
         let file = cluster.guest(node).results().join(format!("{pod}.summary"));
         let mut summary = None;
@@ -111,6 +120,17 @@ impl Writers {
 
     /// Reads back everything that the log of the pod's node says was acknowledged.
     pub async fn verify(&self, cluster: &Cluster, pod: &str) -> Result<Verdict> {
+        let node = self.node(cluster, pod).await?;
+        self.verify_from(cluster, pod, node).await
+    }
+
+    /// Reads back everything that the pod's log of another node, where it ran before, says was acknowledged.
+    pub async fn verify_from(&self, cluster: &Cluster, pod: &str, old: usize) -> Result<Verdict> {
+        let here = self.node(cluster, pod).await?;
+        if here != old {
+            std::fs::copy(self.log(cluster, old, pod), self.log(cluster, here, pod))
+                .with_context(|| format!("copy the log of {pod}"))?;
+        }
         let log = format!("/ack/{pod}.ack");
         let argv = ["lab-writer", "verify", "--target", "/data/file", "--log", &log];
         let text = cluster.kubectl.exec("default", pod, &argv).await?;
@@ -144,6 +164,10 @@ impl Writers {
         }
         no_volumes(cluster).await
     }
+}
+
+fn lines(log: &Path) -> usize {
+    std::fs::read(log).map_or(0, |log| log.iter().filter(|&&byte| byte == b'\n').count())
 }
 
 /// The volume id behind a claim.

@@ -2,8 +2,18 @@
 //! cluster as it found it.
 
 pub mod choices;
+pub mod conformance;
+pub mod drain;
 pub mod fabrics;
+pub mod fence;
+pub mod forms;
 pub mod life;
+pub mod many;
+pub mod outages;
+pub mod rbac;
+pub mod secrets;
+pub mod statics;
+pub mod upgrade;
 
 use std::path::Path;
 
@@ -31,14 +41,52 @@ pub enum KubeSuite {
     Choices,
     /// Six writers and a cut of each fabric
     Fabrics,
+    /// The driver killed and upgraded, the kubelet restarted, under load
+    Upgrade,
+    /// File systems, raw block, sharing, growing
+    Forms,
+    /// A worker frozen and declared out of service
+    Fence,
+    /// Controller, API server and gateway go away
+    Outages,
+    /// PersistentVolumes by hand
+    Statics,
+    /// Fifty claims and pods at once
+    Many,
+    /// A node drained and removed
+    Drain,
+    /// The part of Kubernetes' external storage suite that CI runs
+    External,
+    /// All of Kubernetes' external storage suite; writes docs/conformance.md
+    ExternalAll,
+    /// The audit log against the granted rights
+    Rbac,
+    /// Where the service's password is, and where not
+    Secrets,
     /// Every one of them
     All,
 }
 
 impl KubeSuite {
+    /// The suites behind this name, in the order to run them.
     fn members(self) -> Vec<Self> {
         match self {
-            Self::All => vec![Self::Life, Self::Choices, Self::Fabrics],
+            Self::All => vec![
+                Self::Life,
+                Self::Choices,
+                Self::Fabrics,
+                Self::Upgrade,
+                Self::Forms,
+                Self::Fence,
+                Self::Outages,
+                Self::Statics,
+                Self::Many,
+                Self::Drain,
+                Self::External,
+                // They look at what the others did.
+                Self::Rbac,
+                Self::Secrets,
+            ],
             one => vec![one],
         }
     }
@@ -51,7 +99,12 @@ impl KubeSuite {
 
 /// Boots the cluster, installs the chart and runs the suites; a failed step ends its suite, not the others. True when
 /// every step passed.
-pub async fn run(suite: KubeSuite, images: &Path, artifacts: &Artifacts, places: &Places) -> Result<bool> {
+pub async fn run(
+    suites: &[KubeSuite],
+    images: &Path,
+    artifacts: &Artifacts,
+    places: &Places,
+) -> Result<bool> {
     let mut report = Report::default();
     report.suite("cluster");
     let prepared = Prepared {
@@ -62,10 +115,10 @@ pub async fn run(suite: KubeSuite, images: &Path, artifacts: &Artifacts, places:
             .context("the checkout")?
             .to_owned(),
     };
-    let cluster = report
+    let mut cluster = report
         .step(
             "boot an array and two workers, start Kubernetes",
-            Cluster::start(&format!("kube-{}", suite.name()), artifacts, places, prepared),
+            Cluster::start(&format!("kube-{}", suites[0].name()), artifacts, places, prepared),
         )
         .await?;
     let installed = report
@@ -75,19 +128,34 @@ pub async fn run(suite: KubeSuite, images: &Path, artifacts: &Artifacts, places:
         })
         .await;
     if installed.is_ok() {
-        for suite in suite.members() {
+        for suite in suites.iter().flat_map(|suite| suite.members()) {
             report.suite(&suite.name());
             let outcome = match suite {
                 KubeSuite::Up => by_hand(&report, &cluster).await,
                 KubeSuite::Life => life::run(&mut report, &cluster).await,
                 KubeSuite::Choices => choices::run(&mut report, &cluster).await,
                 KubeSuite::Fabrics => fabrics::run(&mut report, &cluster).await,
+                KubeSuite::Upgrade => upgrade::run(&mut report, &cluster).await,
+                KubeSuite::Forms => forms::run(&mut report, &cluster).await,
+                KubeSuite::Fence => fence::run(&mut report, &cluster).await,
+                KubeSuite::Outages => outages::run(&mut report, &mut cluster).await,
+                KubeSuite::Statics => statics::run(&mut report, &cluster).await,
+                KubeSuite::Many => many::run(&mut report, &cluster).await,
+                KubeSuite::Drain => drain::run(&mut report, &cluster).await,
+                KubeSuite::External => conformance::chosen(&mut report, &cluster).await,
+                KubeSuite::ExternalAll => conformance::all(&mut report, &cluster).await,
+                KubeSuite::Rbac => rbac::run(&mut report, &cluster).await,
+                KubeSuite::Secrets => secrets::run(&mut report, &cluster).await,
                 KubeSuite::All => Ok(()),
             };
-            // Its line is printed already.
-            drop(outcome);
+            // Its line is printed already; the next suite finds nothing of this one.
+            if outcome.is_err()
+                && let Err(error) = clean(&cluster).await
+            {
+                report.say(format!("      cannot clean up: {error:#}"));
+            }
         }
-    } else if suite == KubeSuite::Up {
+    } else if suites.contains(&KubeSuite::Up) {
         by_hand(&report, &cluster).await?;
     }
     let passed = report.close();
@@ -110,4 +178,11 @@ async fn by_hand(report: &Report, cluster: &Cluster) -> Result<()> {
         outside.display()
     ));
     tokio::signal::ctrl_c().await.context("wait for SIGINT")
+}
+
+/// Deletes what a failed suite left in the cluster.
+async fn clean(cluster: &Cluster) -> Result<()> {
+    cluster.collect().await?;
+    cluster.kubectl.delete(&["statefulsets,pods", "--all"]).await?;
+    cluster.kubectl.delete(&["pvc", "--all"]).await
 }

@@ -1,0 +1,116 @@
+//! Fifty claims and pods at once, and gone at once.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use serde_json::Value;
+
+use crate::{
+    kube::{
+        cluster::Cluster,
+        leftovers::Before,
+        objects::{self, Claim, Pod},
+    },
+    report::{Report, seconds},
+    wait,
+};
+
+const COUNT: usize = 50;
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// Times of one run.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    /// From the claims to all of them Bound.
+    pub bound: Duration,
+    /// From the claims to all pods Running.
+    pub running: Duration,
+    /// From the deletion to no volume left.
+    pub gone: Duration,
+}
+
+/// Runs the steps in order; the first that fails ends the suite.
+pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
+    let before = Before::look(cluster).await?;
+    let names: Vec<String> = (0..COUNT).map(|number| format!("many-{number:02}")).collect();
+    let start = Instant::now();
+    let objects: Vec<Value> = names
+        .iter()
+        .flat_map(|name| {
+            [
+                Claim::new(name, "storagelink").object(),
+                Pod::new(name, name).object(),
+            ]
+        })
+        .collect();
+    cluster.kubectl.apply(&objects::all(&objects)).await?;
+    let bound = report
+        .step("50 claims are Bound", async {
+            count(cluster, "pvc", "Bound").await?;
+            Ok(start.elapsed())
+        })
+        .await?;
+    let running = report
+        .step("50 pods run", async {
+            count(cluster, "pods", "Running").await?;
+            Ok(start.elapsed())
+        })
+        .await?;
+    report
+        .step("each volume is one map of two paths on its node", async {
+            let mut maps = 0;
+            for guest in cluster.lab.nodes() {
+                let text = guest
+                    .shell("for dm in /sys/block/dm-*; do ls $dm/slaves | wc -l; done")
+                    .await?;
+                ensure!(
+                    text.lines().all(|paths| paths == "2"),
+                    "paths of the maps: {text}"
+                );
+                maps += text.lines().count();
+            }
+            ensure!(maps == COUNT, "{maps} maps");
+            Ok(())
+        })
+        .await?;
+    let start = Instant::now();
+    let gone = report
+        .step("all are deleted at once", async {
+            cluster
+                .kubectl
+                .run(&["delete", "pods,pvc", "--all", "--wait=false"])
+                .await?;
+            wait::until("no volume is left", LIMIT, async || {
+                Ok(cluster
+                    .kubectl
+                    .list(&["pods,pvc,pv,volumeattachments"])
+                    .await?
+                    .is_empty())
+            })
+            .await?;
+            Ok(start.elapsed())
+        })
+        .await?;
+    let times = Times { bound, running, gone };
+    report.say(format!(
+        "      50 at once: Bound {}, Running {}, deleted {}",
+        seconds(times.bound),
+        seconds(times.running),
+        seconds(times.gone)
+    ));
+    report.step("nothing is left", before.nothing_left(cluster)).await
+}
+
+async fn count(cluster: &Cluster, what: &str, phase: &str) -> Result<()> {
+    wait::until(&format!("{COUNT} {what} are {phase}"), LIMIT, async || {
+        let all = cluster.kubectl.list(&[what]).await?;
+        let there = all
+            .iter()
+            .filter(|object| object["status"]["phase"] == phase)
+            .count();
+        ensure!(there == COUNT, "{there} of {COUNT} are {phase}");
+        Ok(true)
+    })
+    .await
+    .map(drop)
+}
