@@ -12,16 +12,21 @@ use storagelink_proto::csi::v1::{
 };
 use tonic::{Request, Response, Status};
 
+use crate::fabrics::Fabrics;
 use crate::{DRIVER_NAME, DRIVER_VERSION};
 
 /// Who answers.
 #[derive(Debug, Default, Clone)]
-pub struct IdentityService(());
+pub struct IdentityService {
+    topology: bool,
+}
 
 impl IdentityService {
     /// The service for [`crate::server::Services::with`].
-    pub fn server() -> IdentityServer<Self> {
-        IdentityServer::new(Self(()))
+    pub fn server(fabrics: &Fabrics) -> IdentityServer<Self> {
+        // Only then: external-provisioner waits for topology on every node of a driver that announces it.
+        let topology = !fabrics.is_empty();
+        IdentityServer::new(Self { topology })
     }
 }
 
@@ -49,11 +54,16 @@ impl Identity for IdentityService {
         let online = Type::VolumeExpansion(VolumeExpansion {
             r#type: volume_expansion::Type::Online.into(),
         });
+        let constraints = Type::Service(Service {
+            r#type: service::Type::VolumeAccessibilityConstraints.into(),
+        });
         let capabilities = [controller, online]
+            .into_iter()
+            .chain(self.topology.then_some(constraints))
             .map(|capability| PluginCapability {
                 r#type: Some(capability),
             })
-            .into();
+            .collect();
         Ok(Response::new(GetPluginCapabilitiesResponse { capabilities }))
     }
 
