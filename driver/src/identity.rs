@@ -12,21 +12,16 @@ use storagelink_proto::csi::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::fabrics::Fabrics;
 use crate::{DRIVER_NAME, DRIVER_VERSION};
 
 /// Who answers.
 #[derive(Debug, Default, Clone)]
-pub struct IdentityService {
-    topology: bool,
-}
+pub struct IdentityService(());
 
 impl IdentityService {
     /// The service for [`crate::server::Services::with`].
-    pub fn server(fabrics: &Fabrics) -> IdentityServer<Self> {
-        // Only then: external-provisioner waits for topology on every node of a driver that announces it.
-        let topology = !fabrics.is_empty();
-        IdentityServer::new(Self { topology })
+    pub fn server() -> IdentityServer<Self> {
+        IdentityServer::new(Self(()))
     }
 }
 
@@ -54,16 +49,11 @@ impl Identity for IdentityService {
         let online = Type::VolumeExpansion(VolumeExpansion {
             r#type: volume_expansion::Type::Online.into(),
         });
-        let constraints = Type::Service(Service {
-            r#type: service::Type::VolumeAccessibilityConstraints.into(),
-        });
         let capabilities = [controller, online]
-            .into_iter()
-            .chain(self.topology.then_some(constraints))
             .map(|capability| PluginCapability {
                 r#type: Some(capability),
             })
-            .collect();
+            .into();
         Ok(Response::new(GetPluginCapabilitiesResponse { capabilities }))
     }
 

@@ -8,7 +8,6 @@
 //! - [`identity`]: the CSI Identity service, common to both subcommands.
 //! - [`controller`], [`gateway`], [`parameters`]: the array side; keeps no state.
 //! - [`node`], [`attach`], [`mount`], [`programs`]: the host side.
-//! - [`fabrics`]: named networks, and who reaches them.
 //! - [`fields`]: checks of the fields of a request.
 //! - [`ids`], [`publish_context`]: the strings that travel between both sides.
 //! - [`codes`]: which gRPC code an answer of the gateway becomes.
@@ -16,7 +15,6 @@
 pub mod attach;
 pub mod codes;
 pub mod controller;
-pub mod fabrics;
 pub mod fields;
 pub mod gateway;
 pub mod http;

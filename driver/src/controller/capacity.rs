@@ -8,10 +8,9 @@ use storagelink_proto::storagelink::v1::{Aggregate, ProvisionType};
 use super::CommonError;
 use super::capability::Capability;
 use super::create::provides;
-use super::offers::{Offer, describe_aggregates, describe_offers, offers};
-use super::topology;
+use super::offers::{describe_aggregates, describe_offers, offers};
 use crate::codes::Rpc;
-use crate::fields::{self, FieldError};
+use crate::fields::FieldError;
 use crate::gateway::Gateways;
 use crate::parameters::Parameters;
 
@@ -25,19 +24,15 @@ pub(super) async fn get_capacity(
         .iter()
         .map(Capability::parse)
         .collect::<Result<_, _>>()?;
-    // No segment is the same as no topology.
-    let place = request
+    if request
         .accessible_topology
-        .filter(|topology| !topology.segments.is_empty());
-    if let Some(place) = &place {
-        fields::map("accessible_topology", &place.segments)?;
-        if gateways.fabrics().is_empty() {
-            return Err(FieldError::new(
-                "accessible_topology",
-                "is not supported: the controller has no fabrics configured",
-            )
-            .into());
-        }
+        .is_some_and(|topology| !topology.segments.is_empty())
+    {
+        return Err(FieldError::new(
+            "accessible_topology",
+            "is not supported: the driver has no topology",
+        )
+        .into());
     }
     if capabilities
         .iter()
@@ -63,17 +58,6 @@ pub(super) async fn get_capacity(
         );
         return Err(FieldError::new("parameters[system]", problem).into());
     }
-    let mut unreachable = Vec::new();
-    if let Some(place) = &place {
-        for Offer { system, .. } in &all {
-            let fabrics = topology::fabrics_of(gateways, &client, &system.name).await;
-            if let Some(fabrics) = fabrics.map_err(failed)?
-                && !fabrics.iter().any(|fabric| fabric.reached_from(place))
-            {
-                unreachable.push(system.name.clone());
-            }
-        }
-    }
     let all: Vec<Aggregate> = all.into_iter().flat_map(|offer| offer.aggregates).collect();
     if let Some(choice) = &parameters.aggregate
         && let Some(unknown) = choice
@@ -91,7 +75,6 @@ pub(super) async fn get_capacity(
     let kind = parameters.provision_type;
     let usable = |aggregate: &&Aggregate| {
         aggregate.unavailable_reason.is_empty()
-            && !unreachable.contains(&aggregate.system)
             && provides(aggregate, kind)
             && parameters
                 .aggregate

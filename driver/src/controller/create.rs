@@ -9,7 +9,6 @@ use super::CommonError;
 use super::capability::Capability;
 use super::list::volume_context;
 use super::offers::{describe, describe_aggregates, describe_offers, offers};
-use super::topology::{self, fabrics_of, narrowed};
 use crate::codes::{Coded, Rpc};
 use crate::fields::{self, FieldError, MAX_STRING_BYTES, Range, human};
 use crate::gateway::{Client, GatewayError, Gateways};
@@ -36,8 +35,6 @@ pub(super) enum CreateError {
         aggregate: String,
         granularity: u64,
     },
-    #[error("{0}")]
-    Unreachable(String),
     #[error("a volume of {} does not fit into system {system}: {aggregates}", human(*size))]
     Full {
         size: u64,
@@ -52,8 +49,7 @@ impl Coded for CreateError {
             Self::Common(error) => error.code(),
             Self::Differs { .. } => Code::AlreadyExists,
             Self::Steps { .. } => Code::OutOfRange,
-            // external-provisioner lets the scheduler choose another node then.
-            Self::Unreachable(_) | Self::Full { .. } => Code::ResourceExhausted,
+            Self::Full { .. } => Code::ResourceExhausted,
         }
     }
 }
@@ -95,6 +91,12 @@ impl Wanted {
         }
         if !request.mutable_parameters.is_empty() {
             return Err(FieldError::new("mutable_parameters", "are not supported"));
+        }
+        if request.accessibility_requirements.is_some() {
+            return Err(FieldError::new(
+                "accessibility_requirements",
+                "are not supported: the driver has no topology",
+            ));
         }
         Ok(Self {
             name: request.name.clone(),
@@ -148,7 +150,6 @@ pub(super) async fn create_volume(
     request: CreateVolumeRequest,
 ) -> Result<CreateVolumeResponse, CreateError> {
     let wanted = Wanted::parse(&request)?;
-    let requisite = topology::requisite(gateways, request.accessibility_requirements.as_ref())?;
     let (client, endpoint) = gateways
         .for_parameters(&wanted.parameters, &request.secrets)
         .await
@@ -162,22 +163,11 @@ pub(super) async fn create_volume(
     note_volume(&id.to_string());
 
     let (system, choice) = place(&client, &wanted.parameters).await?;
-    let found = client.volume(id.uuid()).await?;
-    if let Some(volume) = &found {
-        wanted.accepts(volume, system, choice)?;
-    }
-    // Before anything is made: what nobody may reach would only have to be deleted again.
-    let fabrics = fabrics_of(gateways, &client, system).await?;
-    let accessible_topology = match (narrowed(system, fabrics, &requisite), &found) {
-        (Ok(topology), _) => topology,
-        (Err(text), None) => return Err(CreateError::Unreachable(text)),
-        (Err(difference), Some(_)) => {
-            let name = wanted.name;
-            return Err(CreateError::Differs { name, difference });
+    let volume = match client.volume(id.uuid()).await? {
+        Some(volume) => {
+            wanted.accepts(&volume, system, choice)?;
+            volume
         }
-    };
-    let volume = match found {
-        Some(volume) => volume,
         None => make(&client, &id, &wanted, system, choice).await?,
     };
     let volume = CsiVolume {
@@ -185,7 +175,7 @@ pub(super) async fn create_volume(
         volume_context: volume_context(&id, &volume),
         volume_id: id.to_string(),
         content_source: None,
-        accessible_topology,
+        accessible_topology: Vec::new(),
     };
     Ok(CreateVolumeResponse { volume: Some(volume) })
 }

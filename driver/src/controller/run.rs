@@ -36,7 +36,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     // Only for the log: a gateway that is away must not keep the controller from starting.
     let greeting = tokio::spawn(greet(gateways.clone()));
     let services = Services::new()
-        .with(IdentityService::server(gateways.fabrics()))
+        .with(IdentityService::server())
         .with(ControllerService::new(gateways).server());
     let listen = Listen {
         endpoint: args.endpoint,

@@ -2,7 +2,6 @@
 //!
 //! It has no default for `system` and `aggregate`, on purpose: where volumes are made is never chosen silently.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +9,6 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 use super::Credentials;
-use crate::fabrics::{FabricError, Fabrics, Networks};
 use crate::ids::{Endpoint, IdError};
 
 /// The gateway's port when none is given.
@@ -43,15 +41,6 @@ pub enum ConfigError {
     /// `username`.
     #[error("username is empty or holds a colon or a control character")]
     Username,
-    /// Both or none of `username` and `username_file`.
-    #[error("exactly one of username and username_file is required")]
-    UsernameSource,
-    /// `username_file`.
-    #[error("username_file {} is empty, is not UTF-8, or holds a colon or a control character", .0.display())]
-    UsernameFile(PathBuf),
-    /// `[fabrics]`.
-    #[error("fabrics")]
-    Fabrics(#[source] FabricError),
     /// Both or none of `fingerprint` and `ca_file`.
     #[error("exactly one of fingerprint and ca_file is required")]
     Trust,
@@ -75,20 +64,10 @@ struct File {
     target: String,
     #[serde(default = "default_port")]
     port: u16,
-    username: Option<String>,
-    username_file: Option<PathBuf>,
+    username: String,
     password_file: PathBuf,
     fingerprint: Option<OneOrMore>,
     ca_file: Option<PathBuf>,
-    #[serde(default)]
-    fabrics: BTreeMap<String, Networks>,
-}
-
-/// Who the controller is to the gateway. A Secret that is mounted holds the name in a file of its own.
-#[derive(Debug, Clone)]
-enum Username {
-    Text(String),
-    File(PathBuf),
 }
 
 /// Several fingerprints let certificates be changed, and gateways of other StorageClasses be reached.
@@ -116,10 +95,9 @@ pub enum Trust {
 #[derive(Debug, Clone)]
 pub struct Config {
     endpoint: Endpoint,
-    username: Username,
+    username: String,
     password_file: PathBuf,
     trust: Trust,
-    fabrics: Fabrics,
 }
 
 impl Config {
@@ -139,12 +117,9 @@ impl Config {
             source: Box::new(source),
         })?;
         let endpoint = Endpoint::new(&file.target, file.port).map_err(ConfigError::Target)?;
-        let username = match (file.username, file.username_file) {
-            (Some(text), None) if is_username(&text) => Username::Text(text),
-            (Some(_), None) => return Err(ConfigError::Username),
-            (None, Some(path)) => Username::File(path),
-            _ => return Err(ConfigError::UsernameSource),
-        };
+        if file.username.is_empty() || file.username.chars().any(|c| c == ':' || c.is_control()) {
+            return Err(ConfigError::Username);
+        }
         let trust = match (file.fingerprint, file.ca_file) {
             (Some(OneOrMore::One(one)), None) => Trust::Fingerprints(vec![fingerprint(&one)?]),
             (Some(OneOrMore::More(more)), None) if !more.is_empty() => Trust::Fingerprints(
@@ -157,10 +132,9 @@ impl Config {
         };
         Ok(Self {
             endpoint,
-            username,
+            username: file.username,
             password_file: file.password_file,
             trust,
-            fabrics: Fabrics::from_table(&file.fabrics).map_err(ConfigError::Fabrics)?,
         })
     }
 
@@ -174,47 +148,24 @@ impl Config {
         &self.trust
     }
 
-    /// The networks by which nodes and systems are told apart.
-    pub fn fabrics(&self) -> &Fabrics {
-        &self.fabrics
-    }
-
-    /// Reads the files of user name and password. A trailing newline is not part of either.
+    /// Reads the password file. A trailing newline is not part of the password.
     pub async fn credentials(&self) -> Result<Credentials, ConfigError> {
-        let username = match &self.username {
-            Username::Text(text) => text.clone(),
-            Username::File(path) => read_line(path)
-                .await?
-                .filter(|text| is_username(text))
-                .ok_or_else(|| ConfigError::UsernameFile(path.clone()))?,
-        };
         let path = &self.password_file;
-        let password = read_line(path)
-            .await?
-            .filter(|text| !text.is_empty())
-            .ok_or_else(|| ConfigError::Password(path.clone()))?;
+        let bytes = tokio::fs::read(path).await.map_err(|source| ConfigError::File {
+            path: path.clone(),
+            source,
+        })?;
+        let text = String::from_utf8(bytes).map_err(|_| ConfigError::Password(path.clone()))?;
+        let password = text.strip_suffix('\n').unwrap_or(&text);
+        let password = password.strip_suffix('\r').unwrap_or(password);
+        if password.is_empty() {
+            return Err(ConfigError::Password(path.clone()));
+        }
         Ok(Credentials {
-            username,
+            username: self.username.clone(),
             password: SecretString::from(password),
         })
     }
-}
-
-/// A colon ends the user name in what is sent (RFC 7617).
-fn is_username(text: &str) -> bool {
-    !text.is_empty() && !text.chars().any(|c| c == ':' || c.is_control())
-}
-
-/// A file's text without its trailing newline; none when it is not UTF-8.
-async fn read_line(path: &Path) -> Result<Option<String>, ConfigError> {
-    let bytes = tokio::fs::read(path).await.map_err(|source| ConfigError::File {
-        path: path.to_owned(),
-        source,
-    })?;
-    Ok(String::from_utf8(bytes).ok().map(|text| {
-        let line = text.strip_suffix('\n').unwrap_or(&text);
-        line.strip_suffix('\r').unwrap_or(line).to_owned()
-    }))
 }
 
 fn fingerprint(text: &str) -> Result<[u8; 32], ConfigError> {
@@ -275,48 +226,11 @@ mod tests {
             let error = parse(&format!("ca_file = \"/ca\"\n{key} = \"x\"")).unwrap_err();
             assert!(matches!(&error, ConfigError::Syntax { source, .. } if source.to_string().contains(key)));
         }
-        for (fabrics, text) in [
-            ("A = \"10.1.0.0/24\"", "name \"A\""),
-            ("a = \"10.1.0.1/24\"", "fabric a: \"10.1.0.1/24\""),
-            ("a = []", "fabric a has no CIDR"),
-        ] {
-            let error = parse(&format!("ca_file = \"/ca\"\n[fabrics]\n{fabrics}")).unwrap_err();
-            let error = crate::codes::chain(&error);
-            assert!(error.contains("fabrics: ") && error.contains(text), "{error}");
-        }
-        let both = format!("{BASE}username_file = \"/u\"\nca_file = \"/ca\"");
-        let none = BASE.replace("username = \"csi\"\n", "") + "ca_file = \"/ca\"";
-        for text in [both, none] {
-            assert!(matches!(
-                Config::parse(Path::new("c"), &text),
-                Err(ConfigError::UsernameSource)
-            ));
-        }
         let colon = BASE.replace("csi", "a:b");
         assert!(matches!(
             Config::parse(Path::new("c"), &format!("{colon}ca_file = \"/ca\"")),
             Err(ConfigError::Username)
         ));
-    }
-
-    #[tokio::test]
-    async fn the_username_is_read_each_time_from_its_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let [username, password] = ["username", "password"].map(|name| dir.path().join(name));
-        std::fs::write(&password, "p").unwrap();
-        let text = format!(
-            "target = \"a\"\nusername_file = {username:?}\npassword_file = {password:?}\nca_file = \"/ca\""
-        );
-        let config = Config::parse(Path::new("c"), &text).unwrap();
-        for (content, name) in [("one\n", "one"), ("two", "two")] {
-            std::fs::write(&username, content).unwrap();
-            assert_eq!(config.credentials().await.unwrap().username, name);
-        }
-        for content in [&b""[..], b"\n", b"a:b", b"a\nb", b"\xff"] {
-            std::fs::write(&username, content).unwrap();
-            let error = config.credentials().await.unwrap_err();
-            assert!(matches!(error, ConfigError::UsernameFile(_)), "{content:?}");
-        }
     }
 
     #[tokio::test]

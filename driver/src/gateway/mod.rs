@@ -9,7 +9,7 @@ pub mod connect;
 pub mod error;
 pub mod tls;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,16 +20,12 @@ pub use client::Client;
 pub use config::{Config, ConfigError};
 pub use error::GatewayError;
 
-use crate::fabrics::Fabrics;
 use crate::fields::{self, FieldError, MAX_STRING_BYTES};
 use crate::ids::{Endpoint, VolumeId};
 use crate::parameters::{self, Parameters};
 
 /// More connections than this are not kept: the number of gateways that StorageClasses name is small.
 const MAX_CONNECTIONS: usize = 64;
-
-/// Systems about which a warning is remembered; after that many, there are no more warnings.
-const MAX_WARNED: usize = 256;
 
 /// User and password of a gateway.
 #[derive(Debug, Clone)]
@@ -73,8 +69,6 @@ pub(crate) struct Shared {
     tls: Arc<rustls::ClientConfig>,
     deadlines: Deadlines,
     channels: Mutex<HashMap<Endpoint, Channel>>,
-    /// Systems about which a warning is in the log.
-    warned: Mutex<HashSet<(Endpoint, String)>>,
 }
 
 /// Why there is no client for a request.
@@ -107,24 +101,11 @@ impl Gateways {
             config,
             tls,
             deadlines,
-            channels: Mutex::default(),
-            warned: Mutex::default(),
+            channels: Mutex::new(HashMap::new()),
         };
         Ok(Self {
             shared: Arc::new(shared),
         })
-    }
-
-    /// The configured fabrics.
-    pub fn fabrics(&self) -> &Fabrics {
-        self.shared.config.fabrics()
-    }
-
-    /// Whether this is asked about a system for the first time: so that what is true at every call is logged once.
-    pub(crate) fn first_time(&self, endpoint: &Endpoint, system: &str) -> bool {
-        let mut warned = self.shared.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        // Bounded, whatever names StorageClasses hold.
-        warned.len() < MAX_WARNED && warned.insert((endpoint.clone(), system.to_owned()))
     }
 
     /// The configured gateway with the configured password.

@@ -37,9 +37,6 @@ pub enum InfoError {
         /// How many.
         found: usize,
     },
-    /// Addresses and routes cannot be read.
-    #[error("this node's addresses and routes cannot be read")]
-    Network(#[source] io::Error),
     /// Node name or initiator name.
     #[error("node id of node {node:?} with the initiator name in {}", path.display())]
     Malformed {
@@ -55,12 +52,7 @@ pub enum InfoError {
 
 impl Coded for InfoError {
     fn code(&self) -> Code {
-        match self {
-            Self::Network(_) => Code::Internal,
-            Self::Unreadable { .. } | Self::NoName { .. } | Self::Malformed { .. } => {
-                Code::FailedPrecondition
-            }
-        }
+        Code::FailedPrecondition
     }
 }
 

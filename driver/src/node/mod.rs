@@ -13,14 +13,13 @@
 //!
 //! [`service`] speaks gRPC; [`validate`] checks fields; [`stage`], [`unstage`], [`publish`], [`stats`], [`expand`] are
 //! one operation each; [`prepare`] decides about file systems; [`view`] reads the kernel; [`joins`] brings up late
-//! paths; [`transport`] is the seam to iSCSI; [`topology`] finds the fabrics; [`registration`] speaks with the kubelet; [`run`] is the program.
+//! paths; [`transport`] is the seam to iSCSI; [`registration`] speaks with the kubelet; [`run`] is the program.
 
 use std::{path::PathBuf, sync::Arc};
 
 use storagelink_multipath::{Engine, host::Host};
 
 use crate::{
-    fabrics::Fabrics,
     mount::{Mounter, Mounts},
     programs::Programs,
 };
@@ -40,7 +39,6 @@ mod run;
 mod service;
 mod stage;
 mod stats;
-pub mod topology;
 pub mod transport;
 mod unstage;
 pub mod validate;
@@ -60,7 +58,6 @@ pub use unstage::UnstageError;
 use guard::Guards;
 use joins::Joins;
 use journal::{Journal, JournalError};
-use topology::HostNetwork;
 use transport::Transport;
 
 /// Who and where this node is.
@@ -74,8 +71,6 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Where a container sees the host's root; `None` when the plugin runs on the host itself.
     pub host_root: Option<PathBuf>,
-    /// The networks that NodeGetInfo says something about.
-    pub fabrics: Fabrics,
 }
 
 /// The outside of the node: everything that it touches.
@@ -91,8 +86,6 @@ pub struct Outside {
     pub programs: Arc<dyn Programs>,
     /// Transports.
     pub transport: Arc<dyn Transport>,
-    /// Addresses and routes.
-    pub network: Arc<dyn HostNetwork>,
 }
 
 /// The node. Clones share everything.
@@ -106,7 +99,6 @@ struct Inner {
     mounter: Mounter,
     programs: Arc<dyn Programs>,
     transport: Arc<dyn Transport>,
-    network: Arc<dyn HostNetwork>,
     journal: Journal,
     guards: Guards,
     joins: Joins,
@@ -123,7 +115,6 @@ impl Node {
             mounter: Mounter::new(outside.mounts),
             programs: outside.programs,
             transport: outside.transport,
-            network: outside.network,
             journal,
             guards: Guards::default(),
             joins: Joins::default(),

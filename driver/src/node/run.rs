@@ -12,12 +12,10 @@ use super::{
     Config, Node, NodeService, Outside, info,
     journal::Entry,
     registration::{self, Registrar},
-    topology::KernelNetwork,
 };
 use crate::{
     attach::iscsi::{self, Initiator},
     codes::chain,
-    fabrics::{Fabric, Fabrics},
     identity::IdentityService,
     listen::Listen,
     mount::HostMounts,
@@ -50,9 +48,6 @@ pub struct NodeArgs {
     /// The kubelet's plugin registry directory; without it something else registers the plugin.
     #[arg(long)]
     pub plugin_registry: Option<PathBuf>,
-    /// A network by which nodes and storage systems are told apart; may be given several times, the same on every node.
-    #[arg(long = "fabric", value_name = "NAME=CIDR[,CIDR...]")]
-    pub fabrics: Vec<Fabric>,
     /// Address and port for /livez, /readyz and /metrics.
     #[arg(long)]
     pub http_listen: Option<SocketAddr>,
@@ -61,7 +56,6 @@ pub struct NodeArgs {
 /// Runs until SIGTERM.
 pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
     let stop = termination().context("signals")?;
-    let fabrics = Fabrics::new(args.fabrics).context("--fabric")?;
     let host_root = args.host_root.filter(|root| root.as_os_str() != "/");
     let programs = Arc::new(HostPrograms::find(host_root.as_deref()));
     for program in programs.missing() {
@@ -89,7 +83,6 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         initiator_name_file: args.initiator_name_file,
         state_dir: args.state_dir,
         host_root,
-        fabrics: fabrics.clone(),
     };
     let outside = Outside {
         host,
@@ -97,7 +90,6 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         mounts: Arc::new(HostMounts),
         programs,
         transport: Arc::new(initiator),
-        network: Arc::new(KernelNetwork),
     };
     let node = Node::new(config, outside).context("state directory")?;
     // Before anybody calls: a suspended map hangs whatever touches it.
@@ -123,7 +115,7 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         }
     });
     let services = Services::new()
-        .with(IdentityService::server(&fabrics))
+        .with(IdentityService::server())
         .with(NodeService::new(node).server());
     let registrar = Registrar::new(socket_path(&args.endpoint)?);
     let registers = args.plugin_registry.is_some();

@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::{Inner, Node, guard::Guard, info, topology, validate};
+use super::{Node, guard::Guard, info, validate};
 use crate::{
     codes::{Coded, status},
     fields::Range,
@@ -199,23 +199,18 @@ impl NodeRpc for NodeService {
         &self,
         _: Request<NodeGetInfoRequest>,
     ) -> Result<Response<NodeGetInfoResponse>, Status> {
-        let node = self.0.clone();
+        let config = self.0.0.config.clone();
         let read = tokio::task::spawn_blocking(move || {
-            let Inner { config, network, .. } = &*node.0;
-            let id = info::node_id(&config.node_name, &config.initiator_name_file)?;
-            let topology =
-                topology::topology(&config.fabrics, &**network).map_err(info::InfoError::Network)?;
-            Ok((id, topology))
+            info::node_id(&config.node_name, &config.initiator_name_file)
         });
-        let found: Result<_, info::InfoError> = read
+        let id = read
             .await
-            .map_err(|_| Status::internal("looking at this node ended unexpectedly"))?;
-        let (id, accessible_topology) = refuse(found)?;
+            .map_err(|_| Status::internal("reading the initiator name ended unexpectedly"))?;
         Ok(Response::new(NodeGetInfoResponse {
-            node_id: id.to_string(),
-            // No limit known.
+            node_id: refuse(id)?.to_string(),
+            // No limit known; every node reaches every array.
             max_volumes_per_node: 0,
-            accessible_topology,
+            accessible_topology: None,
         }))
     }
 }

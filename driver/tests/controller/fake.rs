@@ -79,15 +79,6 @@ pub(crate) fn aggregate(system: &str, name: &str, free: u64) -> Aggregate {
     }
 }
 
-pub(crate) fn port(portal: &str, tag: u32) -> TargetPort {
-    TargetPort {
-        protocol: Protocol::Iscsi.into(),
-        target: "iqn.2026-01.io.example:lab".to_owned(),
-        portal: portal.to_owned(),
-        portal_group_tag: tag,
-    }
-}
-
 impl Fake {
     /// Systems `lab` (aggregates `fast` 10 GiB, `slow` 15 GiB) and `other` (`pool` 5 GiB).
     pub(crate) fn new() -> Self {
@@ -96,6 +87,12 @@ impl Fake {
             aggregate("lab", "slow", 15 * GIB),
         ];
         let other = vec![aggregate("other", "pool", 5 * GIB)];
+        let port = |portal: &str, tag| TargetPort {
+            protocol: Protocol::Iscsi.into(),
+            target: "iqn.2026-01.io.example:lab".to_owned(),
+            portal: portal.to_owned(),
+            portal_group_tag: tag,
+        };
         let array = Array {
             systems: BTreeMap::from([("lab".to_owned(), lab), ("other".to_owned(), other)]),
             ports: vec![port("10.0.1.1:3260", 1), port("[fd00::1]:3260", 2)],
@@ -255,26 +252,6 @@ impl StorageLink for Fake {
         let aggregates = self.array().systems.get(&name).cloned();
         let aggregates = aggregates.ok_or_else(|| Status::not_found("no such system"))?;
         leave(fault, ListAggregatesResponse { aggregates }).await
-    }
-
-    async fn list_target_ports(
-        &self,
-        request: Request<ListTargetPortsRequest>,
-    ) -> Result<Response<ListTargetPortsResponse>, Status> {
-        let fault = self.enter("ListTargetPorts", &request)?;
-        let system = request.into_inner().system;
-        let ports = {
-            let array = self.array();
-            if !array.systems.contains_key(&system) {
-                return Err(Status::not_found("no such system"));
-            }
-            // System `other` has one port of its own.
-            match system.as_str() {
-                "other" => vec![port("10.0.2.1:3260", 1)],
-                _ => array.ports.clone(),
-            }
-        };
-        leave(fault, ListTargetPortsResponse { ports }).await
     }
 
     async fn create_volume(

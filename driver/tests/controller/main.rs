@@ -7,7 +7,6 @@ mod fake;
 mod lifecycle;
 mod publish;
 mod socket;
-mod topology;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -39,15 +38,10 @@ pub(crate) const DEADLINES: Deadlines = Deadlines {
 
 impl Lab {
     pub(crate) async fn new() -> Self {
-        Self::with("").await
-    }
-
-    /// With more lines at the end of controller.toml.
-    pub(crate) async fn with(lines: &str) -> Self {
         let fake = Fake::new();
         let gateway = fake.serve().await;
         let dir = tempfile::tempdir().unwrap();
-        let trust = format!("fingerprint = \"{}\"\n{lines}", gateway.fingerprint);
+        let trust = format!("fingerprint = \"{}\"", gateway.fingerprint);
         let controller = controller(dir.path(), &gateway.address.to_string(), &trust, PASSWORD);
         Self {
             controller,

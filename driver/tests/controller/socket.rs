@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
-use storagelink_csi::fabrics::{Fabric, Fabrics};
 use storagelink_csi::identity::IdentityService;
 use storagelink_csi::server::{Services, serve};
 use storagelink_proto::csi::v1::controller_client::ControllerClient;
@@ -35,7 +34,7 @@ async fn a_sidecar_is_served_and_running_calls_end_before_the_server_does() {
     let lab = Lab::new().await;
     let path = lab.dir.path().join("csi.sock");
     let services = Services::new()
-        .with(IdentityService::server(&Fabrics::default()))
+        .with(IdentityService::server())
         .with(lab.controller.clone().server());
     let (stop, stopped) = oneshot::channel::<()>();
     let endpoint = format!("unix://{}", path.display());
@@ -89,41 +88,6 @@ async fn a_sidecar_is_served_and_running_calls_end_before_the_server_does() {
     drop(node);
     server.await.unwrap().unwrap();
     assert!(!path.exists());
-}
-
-#[tokio::test]
-async fn topology_is_announced_only_where_there_is_one() {
-    use storagelink_proto::csi::v1::plugin_capability::{Service, Type, service};
-
-    let fabric: Fabric = "a=10.1.0.0/24".parse().unwrap();
-    for (fabrics, announced) in [
-        (Fabrics::default(), false),
-        (Fabrics::new(vec![fabric]).unwrap(), true),
-    ] {
-        let server = IdentityService::server(&fabrics);
-        let path = tempfile::tempdir().unwrap();
-        let endpoint = format!("unix://{}/csi.sock", path.path().display());
-        let (stop, stopped) = oneshot::channel::<()>();
-        let serving = {
-            let endpoint = endpoint.clone();
-            tokio::spawn(async move {
-                let stopped = async { drop(stopped.await) };
-                serve(&endpoint, Services::new().with(server), stopped).await
-            })
-        };
-        let mut client = IdentityClient::new(connect(&path.path().join("csi.sock")).await);
-        let answer = client
-            .get_plugin_capabilities(GetPluginCapabilitiesRequest {})
-            .await;
-        let wanted = Type::Service(Service {
-            r#type: service::Type::VolumeAccessibilityConstraints.into(),
-        });
-        let found = answer.unwrap().into_inner().capabilities;
-        assert_eq!(found.iter().any(|c| c.r#type == Some(wanted)), announced);
-        stop.send(()).unwrap();
-        drop(client);
-        serving.await.unwrap().unwrap();
-    }
 }
 
 #[derive(Clone, Default)]

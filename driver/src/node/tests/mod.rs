@@ -3,7 +3,6 @@
 mod blank;
 mod crash;
 mod host;
-mod info;
 mod publishing;
 mod staging;
 mod transport;
@@ -23,9 +22,8 @@ use storagelink_proto::csi::v1::{
 };
 use tonic::{Code, Request, Status};
 
-use super::{Config, Node, NodeService, Outside, topology::sim::SimNetwork};
+use super::{Config, Node, NodeService, Outside};
 use crate::{
-    fabrics::Fabrics,
     mount::{FsType, sim::SimMounts, superblock},
     programs::{
         Program,
@@ -327,7 +325,6 @@ fn plugin(
         initiator_name_file: "/nowhere".into(),
         state_dir: state.to_owned(),
         host_root: None,
-        fabrics: Fabrics::default(),
     };
     let outside = Outside {
         engine: Engine::new(host.clone()),
@@ -335,7 +332,6 @@ fn plugin(
         mounts: Arc::new(mounts.clone()),
         programs: Arc::new(programs.clone()),
         transport: Arc::new(transport.clone()),
-        network: Arc::new(SimNetwork::default()),
     };
     Node::new(config, outside).unwrap()
 }
