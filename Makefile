@@ -2,10 +2,11 @@
 SHELL := /bin/bash
 export STORAGELINK_CACHE ?= $(HOME)/.cache/storagelink-csi
 LAB := target/debug/lab
+HELM = $(shell . e2e/kube/versions.env; echo $(STORAGELINK_CACHE)/helm-v$$HELM/helm)
 DENY := $(STORAGELINK_CACHE)/cargo-deny-0.20.2/bin/cargo-deny
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build fmt lint unit check lab kube e2e-external demo test clean
+.PHONY: help deps build fmt lint unit check lab kube chart manifest images e2e-external demo test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +40,20 @@ lab: build ## the suites on real kernels
 kube: build images ## the suites on a Kubernetes cluster of the lab's guests
 	@hack/install-kube.sh $(STORAGELINK_CACHE)
 	$(LAB) kube all
+
+chart: build ## what the chart renders and refuses; deploy/kubernetes is current
+	@hack/install-kube.sh $(STORAGELINK_CACHE) helm
+	$(HELM) lint charts/storagelink-csi --values deploy/kubernetes/values.yaml
+	hack/generate-manifest.sh $(HELM) --check
+	cargo test --locked -p storagelink-e2e --test chart -- --include-ignored
+
+manifest: ## render deploy/kubernetes from the chart
+	@hack/install-kube.sh $(STORAGELINK_CACHE) helm
+	hack/generate-manifest.sh $(HELM)
+
+images: deps ## build the images with an own Docker engine; prints their sizes
+	cargo build --locked --release --bins -p storagelink-csi -p storagelinkd -p storagelink-multipath
+	@hack/build-images.sh $(STORAGELINK_CACHE) target/images
 
 e2e-external: build images ## all of Kubernetes' external storage suite; writes docs/conformance.md (hours)
 	@hack/install-kube.sh $(STORAGELINK_CACHE)

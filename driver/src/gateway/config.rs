@@ -38,9 +38,12 @@ pub enum ConfigError {
     /// `target` and `port`.
     #[error("target {0}")]
     Target(IdError),
-    /// `username`.
+    /// `username`, or what is in `username_file`.
     #[error("username is empty or holds a colon or a control character")]
     Username,
+    /// Both or none of `username` and `username_file`.
+    #[error("exactly one of username and username_file is required")]
+    WhichUsername,
     /// Both or none of `fingerprint` and `ca_file`.
     #[error("exactly one of fingerprint and ca_file is required")]
     Trust,
@@ -50,9 +53,14 @@ pub enum ConfigError {
     /// `ca_file`.
     #[error("ca_file {} holds no certificate that can be used", .0.display())]
     Ca(PathBuf),
-    /// `password_file`.
-    #[error("password_file {} is empty or not UTF-8", .0.display())]
-    Password(PathBuf),
+    /// `username_file` or `password_file`.
+    #[error("{key} {} is empty or not UTF-8", path.display())]
+    Credential {
+        /// Which of them.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
     /// The TLS library.
     #[error("TLS")]
     Tls(#[source] rustls::Error),
@@ -64,7 +72,8 @@ struct File {
     target: String,
     #[serde(default = "default_port")]
     port: u16,
-    username: String,
+    username: Option<String>,
+    username_file: Option<PathBuf>,
     password_file: PathBuf,
     fingerprint: Option<OneOrMore>,
     ca_file: Option<PathBuf>,
@@ -91,11 +100,20 @@ pub enum Trust {
     Ca(PathBuf),
 }
 
+/// Who the controller is to the gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Username {
+    /// In the configuration itself.
+    Given(String),
+    /// In a file, which may change like the password's.
+    File(PathBuf),
+}
+
 /// A checked configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
     endpoint: Endpoint,
-    username: String,
+    username: Username,
     password_file: PathBuf,
     trust: Trust,
 }
@@ -117,9 +135,11 @@ impl Config {
             source: Box::new(source),
         })?;
         let endpoint = Endpoint::new(&file.target, file.port).map_err(ConfigError::Target)?;
-        if file.username.is_empty() || file.username.chars().any(|c| c == ':' || c.is_control()) {
-            return Err(ConfigError::Username);
-        }
+        let username = match (file.username, file.username_file) {
+            (Some(name), None) => Username::Given(check_username(name)?),
+            (None, Some(path)) => Username::File(path),
+            _ => return Err(ConfigError::WhichUsername),
+        };
         let trust = match (file.fingerprint, file.ca_file) {
             (Some(OneOrMore::One(one)), None) => Trust::Fingerprints(vec![fingerprint(&one)?]),
             (Some(OneOrMore::More(more)), None) if !more.is_empty() => Trust::Fingerprints(
@@ -132,7 +152,7 @@ impl Config {
         };
         Ok(Self {
             endpoint,
-            username: file.username,
+            username,
             password_file: file.password_file,
             trust,
         })
@@ -148,24 +168,44 @@ impl Config {
         &self.trust
     }
 
-    /// Reads the password file. A trailing newline is not part of the password.
+    /// Reads the files. A trailing newline belongs to neither name nor password.
     pub async fn credentials(&self) -> Result<Credentials, ConfigError> {
-        let path = &self.password_file;
-        let bytes = tokio::fs::read(path).await.map_err(|source| ConfigError::File {
-            path: path.clone(),
-            source,
-        })?;
-        let text = String::from_utf8(bytes).map_err(|_| ConfigError::Password(path.clone()))?;
-        let password = text.strip_suffix('\n').unwrap_or(&text);
-        let password = password.strip_suffix('\r').unwrap_or(password);
-        if password.is_empty() {
-            return Err(ConfigError::Password(path.clone()));
-        }
+        let username = match &self.username {
+            Username::Given(name) => name.clone(),
+            Username::File(path) => check_username(read("username_file", path).await?)?,
+        };
         Ok(Credentials {
-            username: self.username.clone(),
-            password: SecretString::from(password),
+            username,
+            password: SecretString::from(read("password_file", &self.password_file).await?),
         })
     }
+}
+
+/// A colon would end the name in HTTP's basic scheme (RFC 7617 section 2).
+fn check_username(name: String) -> Result<String, ConfigError> {
+    if name.is_empty() || name.chars().any(|c| c == ':' || c.is_control()) {
+        return Err(ConfigError::Username);
+    }
+    Ok(name)
+}
+
+/// The content of one credential's file.
+async fn read(key: &'static str, path: &Path) -> Result<String, ConfigError> {
+    let bytes = tokio::fs::read(path).await.map_err(|source| ConfigError::File {
+        path: path.to_owned(),
+        source,
+    })?;
+    let unusable = || ConfigError::Credential {
+        key,
+        path: path.to_owned(),
+    };
+    let text = String::from_utf8(bytes).map_err(|_| unusable())?;
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    let text = text.strip_suffix('\r').unwrap_or(text);
+    if text.is_empty() {
+        return Err(unusable());
+    }
+    Ok(text.to_owned())
 }
 
 fn fingerprint(text: &str) -> Result<[u8; 32], ConfigError> {
@@ -231,6 +271,33 @@ mod tests {
             Config::parse(Path::new("c"), &format!("{colon}ca_file = \"/ca\"")),
             Err(ConfigError::Username)
         ));
+        for names in ["", "username = \"a\"\nusername_file = \"/u\"\n"] {
+            let text = BASE.replace("username = \"csi\"\n", names);
+            assert!(matches!(
+                Config::parse(Path::new("c"), &format!("{text}ca_file = \"/ca\"")),
+                Err(ConfigError::WhichUsername)
+            ));
+        }
+    }
+
+    #[tokio::test]
+    async fn the_user_name_may_be_in_a_file_beside_the_password() {
+        let dir = tempfile::tempdir().unwrap();
+        let (user, password) = (dir.path().join("username"), dir.path().join("password"));
+        let text = format!(
+            "target = \"a\"\nusername_file = {user:?}\npassword_file = {password:?}\nca_file = \"/ca\""
+        );
+        let config = Config::parse(Path::new("c"), &text).unwrap();
+        std::fs::write(&password, "secret").unwrap();
+        for (content, name) in [("one\n", "one"), ("two", "two")] {
+            std::fs::write(&user, content).unwrap();
+            assert_eq!(config.credentials().await.unwrap().username, name);
+        }
+        for content in ["a:b", "\n"] {
+            std::fs::write(&user, content).unwrap();
+            let error = config.credentials().await.unwrap_err();
+            assert!(error.to_string().contains("username"), "{error}");
+        }
     }
 
     #[tokio::test]
@@ -252,7 +319,10 @@ mod tests {
         std::fs::write(&file, "\n").unwrap();
         assert!(matches!(
             config.credentials().await,
-            Err(ConfigError::Password(_))
+            Err(ConfigError::Credential {
+                key: "password_file",
+                ..
+            })
         ));
     }
 }

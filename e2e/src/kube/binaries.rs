@@ -21,18 +21,24 @@ pub struct Binaries {
 }
 
 impl Binaries {
-    /// Finds them; fails with the command that makes what is missing.
-    pub fn find(cache: &Path) -> Result<Self> {
+    /// Where they would be.
+    #[must_use]
+    pub fn in_cache(cache: &Path) -> Self {
         let versions = VERSIONS
             .lines()
             .filter(|line| !line.starts_with('#'))
             .filter_map(|line| line.split_once('='))
             .map(|(name, version)| (name.to_owned(), version.trim().to_owned()))
             .collect();
-        let found = Self {
+        Self {
             versions,
             cache: cache.to_owned(),
-        };
+        }
+    }
+
+    /// Finds them; fails with the command that makes what is missing.
+    pub fn find(cache: &Path) -> Result<Self> {
+        let found = Self::in_cache(cache);
         for program in [
             found.kubernetes("kubelet"),
             found.sidecar("csi-provisioner"),

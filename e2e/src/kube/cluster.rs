@@ -173,7 +173,7 @@ impl Cluster {
                 "fingerprint": self.array.fingerprint,
                 "existingSecret": "array-credentials",
             },
-            "node": {"fabrics": {"a": ["198.18.0.0/24"], "b": ["198.18.1.0/24"]}},
+            "sidecars": {"snapshotter": {"enabled": false}},
             "storageClasses": [{
                 "name": "storagelink",
                 "parameters": {"system": array::SYSTEM, "aggregate": array::AGGREGATE_NAME},
