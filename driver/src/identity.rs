@@ -16,12 +16,19 @@ use crate::{DRIVER_NAME, DRIVER_VERSION};
 
 /// Who answers.
 #[derive(Debug, Default, Clone)]
-pub struct IdentityService(());
+pub struct IdentityService {
+    topology: bool,
+}
 
 impl IdentityService {
+    /// `topology`: whether volumes are bound to the nodes that reach them.
+    pub fn new(topology: bool) -> Self {
+        Self { topology }
+    }
+
     /// The service for [`crate::server::Services::with`].
-    pub fn server() -> IdentityServer<Self> {
-        IdentityServer::new(Self(()))
+    pub fn server(self) -> IdentityServer<Self> {
+        IdentityServer::new(self)
     }
 }
 
@@ -49,11 +56,16 @@ impl Identity for IdentityService {
         let online = Type::VolumeExpansion(VolumeExpansion {
             r#type: volume_expansion::Type::Online.into(),
         });
-        let capabilities = [controller, online]
+        let topology = self.topology.then_some(Type::Service(Service {
+            r#type: service::Type::VolumeAccessibilityConstraints.into(),
+        }));
+        let capabilities = [Some(controller), Some(online), topology]
+            .into_iter()
+            .flatten()
             .map(|capability| PluginCapability {
                 r#type: Some(capability),
             })
-            .into();
+            .collect();
         Ok(Response::new(GetPluginCapabilitiesResponse { capabilities }))
     }
 

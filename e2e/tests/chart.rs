@@ -89,7 +89,11 @@ async fn what_is_wrong_is_refused_by_its_name() {
             "service.existingSecret excludes",
         ),
         ("/service/username", json!("a:b"), "/service/username"),
-        ("/fabrics", json!({"A": ["10.0.0.0/8"]}), "/fabrics"),
+        (
+            "/fabrics",
+            json!({"A": ["10.0.0.0/8"]}),
+            "at '/fabrics': additional properties 'A'",
+        ),
         ("/fabrics", json!({"a": []}), "/fabrics/a"),
         ("/fabrics", json!({"a": ["10.0.0.0"]}), "/fabrics/a/0"),
         ("/controller", json!({"replicas": 0}), "/controller/replicas"),

@@ -1,6 +1,6 @@
 //! GetCapacity: what could still be made with a class. A class that names no system or aggregate is asked over all.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use storagelink_proto::csi::v1::{GetCapacityRequest, GetCapacityResponse};
 use storagelink_proto::storagelink::v1::{Aggregate, ProvisionType};
@@ -8,7 +8,8 @@ use storagelink_proto::storagelink::v1::{Aggregate, ProvisionType};
 use super::CommonError;
 use super::capability::Capability;
 use super::create::provides;
-use super::offers::{describe_aggregates, describe_offers, offers};
+use super::offers::{Offer, describe_aggregates, describe_offers, offers};
+use super::topology::reach;
 use crate::codes::Rpc;
 use crate::fields::FieldError;
 use crate::gateway::Gateways;
@@ -24,13 +25,13 @@ pub(super) async fn get_capacity(
         .iter()
         .map(Capability::parse)
         .collect::<Result<_, _>>()?;
-    if request
+    let topology = request
         .accessible_topology
-        .is_some_and(|topology| !topology.segments.is_empty())
-    {
+        .filter(|topology| !topology.segments.is_empty());
+    if topology.is_some() && gateways.fabrics().is_empty() {
         return Err(FieldError::new(
             "accessible_topology",
-            "is not supported: the driver has no topology",
+            "is not supported: the controller has no [fabrics]",
         )
         .into());
     }
@@ -58,6 +59,19 @@ pub(super) async fn get_capacity(
         );
         return Err(FieldError::new("parameters[system]", problem).into());
     }
+    let mut within_reach = HashSet::new();
+    for Offer { system, .. } in &all {
+        let reached = match &topology {
+            Some(topology) => reach(gateways, &client, &system.name)
+                .await
+                .map_err(failed)?
+                .is_none_or(|reach| reach.from(topology)),
+            None => true,
+        };
+        if reached {
+            within_reach.insert(system.name.clone());
+        }
+    }
     let all: Vec<Aggregate> = all.into_iter().flat_map(|offer| offer.aggregates).collect();
     if let Some(choice) = &parameters.aggregate
         && let Some(unknown) = choice
@@ -75,6 +89,7 @@ pub(super) async fn get_capacity(
     let kind = parameters.provision_type;
     let usable = |aggregate: &&Aggregate| {
         aggregate.unavailable_reason.is_empty()
+            && within_reach.contains(&aggregate.system)
             && provides(aggregate, kind)
             && parameters
                 .aggregate

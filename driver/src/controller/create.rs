@@ -9,7 +9,9 @@ use super::CommonError;
 use super::capability::Capability;
 use super::list::volume_context;
 use super::offers::{describe, describe_aggregates, describe_offers, offers};
+use super::topology::reach;
 use crate::codes::{Coded, Rpc};
+use crate::fabrics::Unreachable;
 use crate::fields::{self, FieldError, MAX_STRING_BYTES, Range, human};
 use crate::gateway::{Client, GatewayError, Gateways};
 use crate::ids::VolumeId;
@@ -41,6 +43,12 @@ pub(super) enum CreateError {
         system: String,
         aggregates: String,
     },
+    #[error("a volume on system {system} cannot be reached")]
+    Unreachable {
+        system: String,
+        #[source]
+        source: Unreachable,
+    },
 }
 
 impl Coded for CreateError {
@@ -49,7 +57,7 @@ impl Coded for CreateError {
             Self::Common(error) => error.code(),
             Self::Differs { .. } => Code::AlreadyExists,
             Self::Steps { .. } => Code::OutOfRange,
-            Self::Full { .. } => Code::ResourceExhausted,
+            Self::Full { .. } | Self::Unreachable { .. } => Code::ResourceExhausted,
         }
     }
 }
@@ -74,7 +82,7 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn parse(request: &CreateVolumeRequest) -> Result<Self, FieldError> {
+    fn parse(request: &CreateVolumeRequest, topology: bool) -> Result<Self, FieldError> {
         fields::text("name", &request.name, MAX_STRING_BYTES)?;
         for capability in Capability::parse_all(&request.volume_capabilities)? {
             capability.supported()?;
@@ -89,14 +97,14 @@ impl Wanted {
                 "is not supported: volumes are made empty",
             ));
         }
-        if !request.mutable_parameters.is_empty() {
-            return Err(FieldError::new("mutable_parameters", "are not supported"));
-        }
-        if request.accessibility_requirements.is_some() {
+        if request.accessibility_requirements.is_some() && !topology {
             return Err(FieldError::new(
                 "accessibility_requirements",
-                "are not supported: the driver has no topology",
+                "are not supported: the controller has no [fabrics]",
             ));
+        }
+        if !request.mutable_parameters.is_empty() {
+            return Err(FieldError::new("mutable_parameters", "are not supported"));
         }
         Ok(Self {
             name: request.name.clone(),
@@ -149,7 +157,7 @@ pub(super) async fn create_volume(
     gateways: &Gateways,
     request: CreateVolumeRequest,
 ) -> Result<CreateVolumeResponse, CreateError> {
-    let wanted = Wanted::parse(&request)?;
+    let wanted = Wanted::parse(&request, !gateways.fabrics().is_empty())?;
     let (client, endpoint) = gateways
         .for_parameters(&wanted.parameters, &request.secrets)
         .await
@@ -163,6 +171,21 @@ pub(super) async fn create_volume(
     note_volume(&id.to_string());
 
     let (system, choice) = place(&client, &wanted.parameters).await?;
+    let requirement = request.accessibility_requirements.as_ref();
+    let accessible_topology = match reach(gateways, &client, system).await {
+        Ok(Some(reach)) => reach
+            .accessible(requirement)
+            .map_err(|source| CreateError::Unreachable {
+                system: system.to_owned(),
+                source,
+            })?,
+        Ok(None) => Vec::new(),
+        // Misspelt, most likely: the answer is the list of those that exist.
+        Err(GatewayError::Refused {
+            code: Code::NotFound, ..
+        }) => return Err(unknown_system(&client, system).await?.into()),
+        Err(error) => return Err(error.into()),
+    };
     let volume = match client.volume(id.uuid()).await? {
         Some(volume) => {
             wanted.accepts(&volume, system, choice)?;
@@ -175,7 +198,7 @@ pub(super) async fn create_volume(
         volume_context: volume_context(&id, &volume),
         volume_id: id.to_string(),
         content_source: None,
-        accessible_topology: Vec::new(),
+        accessible_topology,
     };
     Ok(CreateVolumeResponse { volume: Some(volume) })
 }
@@ -211,15 +234,18 @@ async fn place<'a>(
 async fn aggregates(client: &Client, system: &str) -> Result<Vec<Aggregate>, CreateError> {
     match offers(client, Some(system)).await?.pop() {
         Some(offer) => Ok(offer.aggregates),
-        None => {
-            let list = describe_offers(&offers(client, None).await?);
-            let problem = format!(
-                "{system:?} is unknown; gateway {} offers {list}",
-                client.endpoint()
-            );
-            Err(FieldError::new("parameters[system]", problem).into())
-        }
+        None => Err(unknown_system(client, system).await?.into()),
     }
+}
+
+/// What is said to a system that does not exist: those that do.
+async fn unknown_system(client: &Client, system: &str) -> Result<FieldError, GatewayError> {
+    let list = describe_offers(&offers(client, None).await?);
+    let problem = format!(
+        "{system:?} is unknown; gateway {} offers {list}",
+        client.endpoint()
+    );
+    Ok(FieldError::new("parameters[system]", problem))
 }
 
 /// Makes the volume in the first candidate that takes it.

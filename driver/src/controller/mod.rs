@@ -13,6 +13,7 @@ mod list;
 mod offers;
 mod publish;
 mod run;
+mod topology;
 mod validate;
 
 use storagelink_proto::csi::v1::controller_server::{Controller, ControllerServer};

@@ -35,8 +35,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let gateways = Gateways::new(config, Deadlines::default()).context("configuration")?;
     // Only for the log: a gateway that is away must not keep the controller from starting.
     let greeting = tokio::spawn(greet(gateways.clone()));
+    let topology = !gateways.fabrics().is_empty();
     let services = Services::new()
-        .with(IdentityService::server())
+        .with(IdentityService::new(topology).server())
         .with(ControllerService::new(gateways).server());
     let listen = Listen {
         endpoint: args.endpoint,

@@ -87,6 +87,20 @@ impl Client {
         Ok(self.read("ListAggregates", request, call).await?.aggregates)
     }
 
+    /// The ports of a system that hosts reach it by.
+    pub async fn target_ports(
+        &self,
+        system: &str,
+        protocol: api::Protocol,
+    ) -> Result<Vec<api::TargetPort>, GatewayError> {
+        let request = api::ListTargetPortsRequest {
+            system: system.to_owned(),
+            protocol: protocol.into(),
+        };
+        let call = |mut client: Stub, request| async move { client.list_target_ports(request).await };
+        Ok(self.read("ListTargetPorts", request, call).await?.ports)
+    }
+
     /// A volume, or none.
     pub async fn volume(&self, id: Uuid) -> Result<Option<api::Volume>, GatewayError> {
         let request = api::GetVolumeRequest { id: id.to_string() };

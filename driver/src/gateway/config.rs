@@ -2,6 +2,7 @@
 //!
 //! It has no default for `system` and `aggregate`, on purpose: where volumes are made is never chosen silently.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +10,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 use super::Credentials;
+use crate::fabrics::{FabricError, Fabrics, Networks};
 use crate::ids::{Endpoint, IdError};
 
 /// The gateway's port when none is given.
@@ -61,6 +63,9 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
     },
+    /// The table `[fabrics]`.
+    #[error("[fabrics]")]
+    Fabrics(#[from] FabricError),
     /// The TLS library.
     #[error("TLS")]
     Tls(#[source] rustls::Error),
@@ -77,6 +82,8 @@ struct File {
     password_file: PathBuf,
     fingerprint: Option<OneOrMore>,
     ca_file: Option<PathBuf>,
+    #[serde(default)]
+    fabrics: BTreeMap<String, Networks>,
 }
 
 /// Several fingerprints let certificates be changed, and gateways of other StorageClasses be reached.
@@ -116,6 +123,7 @@ pub struct Config {
     username: Username,
     password_file: PathBuf,
     trust: Trust,
+    fabrics: Fabrics,
 }
 
 impl Config {
@@ -155,12 +163,18 @@ impl Config {
             username,
             password_file: file.password_file,
             trust,
+            fabrics: Fabrics::from_table(file.fabrics)?,
         })
     }
 
     /// The configured gateway.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
+    }
+
+    /// The networks of portals, when there is a topology.
+    pub fn fabrics(&self) -> &Fabrics {
+        &self.fabrics
     }
 
     /// How its certificate is known.
@@ -261,6 +275,17 @@ mod tests {
             parse("port = 0\nca_file = \"/ca\""),
             Err(ConfigError::Target(IdError::Port))
         ));
+        for (table, named) in [
+            ("a = []", "fabric a"),
+            ("A = \"10.0.0.0/8\"", "\"A\""),
+            ("a = \"x\"", "\"x\""),
+        ] {
+            let Err(ConfigError::Fabrics(error)) = parse(&format!("ca_file = \"/ca\"\n[fabrics]\n{table}"))
+            else {
+                panic!("{table} is refused");
+            };
+            assert!(error.to_string().contains(named), "{error}");
+        }
         // A default for where volumes are made is not only ignored.
         for key in ["system", "aggregate", "password"] {
             let error = parse(&format!("ca_file = \"/ca\"\n{key} = \"x\"")).unwrap_err();

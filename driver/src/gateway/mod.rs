@@ -108,6 +108,11 @@ impl Gateways {
         })
     }
 
+    /// The networks of portals, when there is a topology.
+    pub fn fabrics(&self) -> &crate::fabrics::Fabrics {
+        self.shared.config.fabrics()
+    }
+
     /// The configured gateway with the configured password.
     pub async fn configured(&self) -> Result<Client, SelectError> {
         self.client(self.shared.config.endpoint().clone(), &HashMap::new())

@@ -1,4 +1,4 @@
-//! Who this node is: its id from its name and its iSCSI initiator name.
+//! Who this node is: its id from its name and its iSCSI initiator name, and the fabrics that it has.
 //!
 //! The initiator name belongs to open-iscsi; it is read each time and never written.
 
@@ -7,10 +7,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use storagelink_proto::csi::v1::Topology;
 use tonic::Code;
 
 use crate::{
     codes::Coded,
+    fabrics::{
+        Fabrics,
+        routes::{self, RoutesError},
+    },
     ids::{IdError, NodeId},
 };
 
@@ -48,6 +53,9 @@ pub enum InfoError {
         #[source]
         source: IdError,
     },
+    /// The routes cannot be read.
+    #[error("routes of node")]
+    Routes(#[from] RoutesError),
 }
 
 impl Coded for InfoError {
@@ -98,6 +106,14 @@ pub fn node_id(name: &str, file: &Path) -> Result<NodeId, InfoError> {
         path: file.to_owned(),
         source,
     })
+}
+
+/// Which fabrics this node has; `None` when there is no topology. `net` is `/proc/net`.
+pub fn topology(fabrics: &Fabrics, net: &Path) -> Result<Option<Topology>, InfoError> {
+    if fabrics.is_empty() {
+        return Ok(None);
+    }
+    Ok(fabrics.of_node(&routes::read(net)?))
 }
 
 #[cfg(test)]

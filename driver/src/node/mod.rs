@@ -20,6 +20,7 @@ use std::{path::PathBuf, sync::Arc};
 use storagelink_multipath::{Engine, host::Host};
 
 use crate::{
+    fabrics::Fabrics,
     mount::{Mounter, Mounts},
     programs::Programs,
 };
@@ -67,6 +68,8 @@ pub struct Config {
     pub node_name: String,
     /// The file with the line `InitiatorName=`.
     pub initiator_name_file: PathBuf,
+    /// The networks of portals, when there is a topology.
+    pub fabrics: Fabrics,
     /// The plugin's state directory.
     pub state_dir: PathBuf,
     /// Where a container sees the host's root; `None` when the plugin runs on the host itself.

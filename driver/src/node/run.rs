@@ -16,6 +16,7 @@ use super::{
 use crate::{
     attach::iscsi::{self, Initiator},
     codes::chain,
+    fabrics::{Fabric, Fabrics},
     identity::IdentityService,
     listen::Listen,
     mount::HostMounts,
@@ -48,6 +49,9 @@ pub struct NodeArgs {
     /// The kubelet's plugin registry directory; without it something else registers the plugin.
     #[arg(long)]
     pub plugin_registry: Option<PathBuf>,
+    /// A fabric and its networks, <name>=<CIDR>[,<CIDR>]; once for each. The same on every node and in controller.toml.
+    #[arg(long)]
+    pub fabric: Vec<Fabric>,
     /// Address and port for /livez, /readyz and /metrics.
     #[arg(long)]
     pub http_listen: Option<SocketAddr>,
@@ -56,6 +60,8 @@ pub struct NodeArgs {
 /// Runs until SIGTERM.
 pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
     let stop = termination().context("signals")?;
+    let fabrics = Fabrics::from_flags(args.fabric).context("--fabric")?;
+    let topology = !fabrics.is_empty();
     let host_root = args.host_root.filter(|root| root.as_os_str() != "/");
     let programs = Arc::new(HostPrograms::find(host_root.as_deref()));
     for program in programs.missing() {
@@ -81,6 +87,7 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
     let config = Config {
         node_name: args.node_name,
         initiator_name_file: args.initiator_name_file,
+        fabrics,
         state_dir: args.state_dir,
         host_root,
     };
@@ -115,7 +122,7 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         }
     });
     let services = Services::new()
-        .with(IdentityService::server())
+        .with(IdentityService::new(topology).server())
         .with(NodeService::new(node).server());
     let registrar = Registrar::new(socket_path(&args.endpoint)?);
     let registers = args.plugin_registry.is_some();

@@ -1,7 +1,7 @@
 //! The gRPC side of the node: fields are checked, the volume's guard is taken, the operation runs as a task of its own
 //! so that it comes to its end when the caller goes away, and its error becomes a status.
 
-use std::future::Future;
+use std::{future::Future, path::Path};
 
 use storagelink_proto::csi::v1::{
     NodeExpandVolumeRequest, NodeExpandVolumeResponse, NodeGetCapabilitiesRequest,
@@ -16,7 +16,12 @@ use tonic::{Request, Response, Status};
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::{Node, guard::Guard, info, validate};
+use super::{
+    Node,
+    guard::Guard,
+    info::{self, InfoError},
+    validate,
+};
 use crate::{
     codes::{Coded, status},
     fields::Range,
@@ -201,16 +206,19 @@ impl NodeRpc for NodeService {
     ) -> Result<Response<NodeGetInfoResponse>, Status> {
         let config = self.0.0.config.clone();
         let read = tokio::task::spawn_blocking(move || {
-            info::node_id(&config.node_name, &config.initiator_name_file)
+            let id = info::node_id(&config.node_name, &config.initiator_name_file)?;
+            let topology = info::topology(&config.fabrics, Path::new("/proc/net"))?;
+            Ok::<_, InfoError>((id, topology))
         });
-        let id = read
+        let read = read
             .await
-            .map_err(|_| Status::internal("reading the initiator name ended unexpectedly"))?;
+            .map_err(|_| Status::internal("reading initiator name and routes ended unexpectedly"))?;
+        let (id, accessible_topology) = refuse(read)?;
         Ok(Response::new(NodeGetInfoResponse {
-            node_id: refuse(id)?.to_string(),
-            // No limit known; every node reaches every array.
+            node_id: id.to_string(),
+            // No limit known.
             max_volumes_per_node: 0,
-            accessible_topology: None,
+            accessible_topology,
         }))
     }
 }

@@ -243,6 +243,20 @@ impl StorageLink for Fake {
         leave(fault, ListSystemsResponse { systems }).await
     }
 
+    async fn list_target_ports(
+        &self,
+        request: Request<ListTargetPortsRequest>,
+    ) -> Result<Response<ListTargetPortsResponse>, Status> {
+        let fault = self.enter("ListTargetPorts", &request)?;
+        let name = request.into_inner().system;
+        let known = self.array().systems.contains_key(&name);
+        if !known {
+            return Err(Status::not_found("no such system"));
+        }
+        let ports = self.array().ports.clone();
+        leave(fault, ListTargetPortsResponse { ports }).await
+    }
+
     async fn list_aggregates(
         &self,
         request: Request<ListAggregatesRequest>,

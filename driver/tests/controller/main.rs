@@ -7,6 +7,7 @@ mod fake;
 mod lifecycle;
 mod publish;
 mod socket;
+mod topology;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -38,10 +39,15 @@ pub(crate) const DEADLINES: Deadlines = Deadlines {
 
 impl Lab {
     pub(crate) async fn new() -> Self {
+        Self::with("").await
+    }
+
+    /// With these lines at the end of the controller's configuration.
+    pub(crate) async fn with(lines: &str) -> Self {
         let fake = Fake::new();
         let gateway = fake.serve().await;
         let dir = tempfile::tempdir().unwrap();
-        let trust = format!("fingerprint = \"{}\"", gateway.fingerprint);
+        let trust = format!("fingerprint = \"{}\"\n{lines}", gateway.fingerprint);
         let controller = controller(dir.path(), &gateway.address.to_string(), &trust, PASSWORD);
         Self {
             controller,

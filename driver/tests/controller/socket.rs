@@ -34,7 +34,7 @@ async fn a_sidecar_is_served_and_running_calls_end_before_the_server_does() {
     let lab = Lab::new().await;
     let path = lab.dir.path().join("csi.sock");
     let services = Services::new()
-        .with(IdentityService::server())
+        .with(IdentityService::new(false).server())
         .with(lab.controller.clone().server());
     let (stop, stopped) = oneshot::channel::<()>();
     let endpoint = format!("unix://{}", path.display());

@@ -109,12 +109,22 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Waits until every worker is Ready.
+    /// Waits until every worker is Ready, and its kubelet answers: a node stays Ready while its kubelet restarts.
     pub async fn nodes_ready(&self) -> Result<Duration> {
         wait::until("both workers are Ready", NODES_LIMIT, async || {
             let nodes = self.kubectl.list(&["nodes"]).await?;
             let ready = nodes.iter().filter(|node| condition(node, "Ready")).count();
-            Ok(ready == self.lab.nodes().len())
+            if ready != self.lab.nodes().len() {
+                return Ok(false);
+            }
+            for node in &nodes {
+                let name = node["metadata"]["name"].as_str().unwrap_or_default();
+                let health = format!("/api/v1/nodes/{name}/proxy/healthz");
+                if self.kubectl.run(&["get", "--raw", &health]).await.is_err() {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
         })
         .await
     }
@@ -173,6 +183,7 @@ impl Cluster {
                 "fingerprint": self.array.fingerprint,
                 "existingSecret": "array-credentials",
             },
+            "fabrics": {"a": ["198.18.0.0/24"], "b": ["198.18.1.0/24"]},
             "sidecars": {"snapshotter": {"enabled": false}},
             "storageClasses": [{
                 "name": "storagelink",

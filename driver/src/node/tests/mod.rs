@@ -321,6 +321,7 @@ fn plugin(
 ) -> Node {
     let host = host::fused(kernel, content, fuse);
     let config = Config {
+        fabrics: Default::default(),
         node_name: "n1".into(),
         initiator_name_file: "/nowhere".into(),
         state_dir: state.to_owned(),
