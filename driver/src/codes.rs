@@ -5,7 +5,7 @@
 //! half-done CreateVolume left on the array would stay there for ever. So a call that changes the array answers one of
 //! the four whenever something may be in flight or half made, and never otherwise: a refusal must end.
 //!
-//! | the gateway says | Create | Delete, Publish, Unpublish, Expand | Validate, Get, Capacity | List |
+//! | the gateway says | Create | Delete, Publish, Unpublish, Expand, Snapshot | Validate, Get, Capacity | List |
 //! | --- | --- | --- | --- | --- |
 //! | CANCELLED, UNAVAILABLE | UNAVAILABLE | UNAVAILABLE | UNAVAILABLE | UNAVAILABLE |
 //! | UNKNOWN, INTERNAL | UNAVAILABLE (may be half made) | UNAVAILABLE | INTERNAL | INTERNAL |
@@ -39,13 +39,15 @@ pub enum Rpc {
     Unpublish,
     /// ControllerExpandVolume.
     Expand,
+    /// CreateSnapshot and DeleteSnapshot.
+    Snapshot,
     /// ValidateVolumeCapabilities.
     Validate,
     /// ControllerGetVolume.
     Get,
     /// GetCapacity.
     Capacity,
-    /// ListVolumes.
+    /// ListVolumes and ListSnapshots.
     List,
 }
 
@@ -53,7 +55,9 @@ impl Rpc {
     /// Whether the call may leave something half done on the array.
     pub fn changes(self) -> bool {
         match self {
-            Self::Create | Self::Delete | Self::Publish | Self::Unpublish | Self::Expand => true,
+            Self::Create | Self::Delete | Self::Publish | Self::Unpublish | Self::Expand | Self::Snapshot => {
+                true
+            }
             Self::Validate | Self::Get | Self::Capacity | Self::List => false,
         }
     }
@@ -68,9 +72,13 @@ pub fn csi_code(rpc: Rpc, answer: Code) -> Code {
         Code::NotFound => match rpc {
             Rpc::Create | Rpc::Capacity => Code::InvalidArgument,
             Rpc::List => Code::Internal,
-            Rpc::Delete | Rpc::Publish | Rpc::Unpublish | Rpc::Expand | Rpc::Validate | Rpc::Get => {
-                Code::NotFound
-            }
+            Rpc::Delete
+            | Rpc::Publish
+            | Rpc::Unpublish
+            | Rpc::Expand
+            | Rpc::Snapshot
+            | Rpc::Validate
+            | Rpc::Get => Code::NotFound,
         },
         Code::InvalidArgument if rpc == Rpc::List => Code::Aborted,
         Code::Unimplemented => Code::FailedPrecondition,
@@ -116,7 +124,8 @@ mod tests {
 
     use super::*;
 
-    const RPCS: [Rpc; 9] = [
+    const RPCS: [Rpc; 10] = [
+        Rpc::Snapshot,
         Rpc::Create,
         Rpc::Delete,
         Rpc::Publish,
@@ -169,7 +178,7 @@ mod tests {
             for rpc in RPCS {
                 let column = match rpc {
                     Rpc::Create => 0,
-                    Rpc::Delete | Rpc::Publish | Rpc::Unpublish | Rpc::Expand => 1,
+                    Rpc::Delete | Rpc::Publish | Rpc::Unpublish | Rpc::Expand | Rpc::Snapshot => 1,
                     Rpc::Validate | Rpc::Get => 2,
                     Rpc::Capacity => 3,
                     Rpc::List => 4,

@@ -123,6 +123,9 @@ pub struct VolumeId {
     endpoint: Option<Endpoint>,
 }
 
+/// The id of a snapshot has the same form, and is found in the same way.
+pub type SnapshotId = VolumeId;
+
 impl VolumeId {
     /// The id of the volume with this CSI name: the same name always gives the same id, so that a repeated
     /// CreateVolume finds what the first one made.

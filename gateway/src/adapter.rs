@@ -7,7 +7,7 @@ use std::{io, path::PathBuf};
 
 use storagelink_proto::storagelink::v1;
 
-use crate::records::{Provision, RecordError};
+use crate::records::{Provision, RecordError, Source};
 
 /// A volume to be made.
 #[derive(Clone, Debug)]
@@ -26,6 +26,19 @@ pub struct NewVolume {
     pub provision: Provision,
     /// The caller's pairs.
     pub attributes: std::collections::BTreeMap<String, String>,
+    /// What it begins with; `None`: nothing.
+    pub source: Option<Source>,
+}
+
+/// A snapshot to be taken.
+#[derive(Clone, Debug)]
+pub struct NewSnapshot {
+    /// UUID.
+    pub id: String,
+    /// The volume.
+    pub volume: String,
+    /// The caller's name for it.
+    pub name: String,
 }
 
 /// A host to be let in.
@@ -47,6 +60,17 @@ pub enum AdapterError {
     /// No such volume.
     #[error("there is no volume {0}")]
     NoVolume(String),
+    /// No such snapshot.
+    #[error("there is no snapshot {0}")]
+    NoSnapshot(String),
+    /// A volume cannot be made from this.
+    #[error("a volume cannot be made from {from}: {problem}")]
+    Source {
+        /// Volume or snapshot.
+        from: Source,
+        /// Why not.
+        problem: String,
+    },
     /// No such aggregate.
     #[error("system `{system}` has no aggregate `{aggregate}`; it has: {choices}")]
     NoAggregate {
@@ -58,9 +82,9 @@ pub enum AdapterError {
         choices: String,
     },
     /// The id is taken by a volume that differs.
-    #[error("volume {id} exists with {differs}")]
+    #[error("{id} exists with {differs}")]
     Differs {
-        /// Volume.
+        /// Volume or snapshot.
         id: String,
         /// In what.
         differs: String,
@@ -194,6 +218,21 @@ pub trait Adapter: Send + Sync {
     /// # Errors
     /// See [`AdapterError`].
     fn map(&self, id: &str, access: &Access) -> Result<v1::Volume, AdapterError>;
+    /// Takes a snapshot of a volume; the same again answers the same.
+    ///
+    /// # Errors
+    /// See [`AdapterError`]; a snapshot that was not there before is not there after an error.
+    fn take_snapshot(&self, new: &NewSnapshot) -> Result<v1::Snapshot, AdapterError>;
+    /// Deletes a snapshot; one that is not there is success.
+    ///
+    /// # Errors
+    /// The array failed: the deletion goes on when it is asked for again, and at the next start.
+    fn delete_snapshot(&self, id: &str) -> Result<(), AdapterError>;
+    /// All snapshots, in the order of their ids.
+    ///
+    /// # Errors
+    /// The array failed.
+    fn snapshots(&self) -> Result<Vec<v1::Snapshot>, AdapterError>;
     /// Takes a volume from one host, or from all. What is not mapped, or not there, is success.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! What is known of a volume: one `record.json` in the volume's own directory, written before the array is touched.
+//! What is known of a volume or a snapshot: one `record.json` in its own directory, written before the array is touched.
 //!
 //! The record is the truth; kernel objects are made from it. It holds no secret.
 
@@ -82,6 +82,25 @@ pub struct MappingRecord {
     pub read_only: bool,
 }
 
+/// What a volume was made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// A clone of the volume with this id.
+    Volume(String),
+    /// The content of the snapshot with this id.
+    Snapshot(String),
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Volume(id) => write!(f, "volume {id}"),
+            Self::Snapshot(id) => write!(f, "snapshot {id}"),
+        }
+    }
+}
+
 /// The record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -110,6 +129,51 @@ pub struct VolumeRecord {
     /// Who may reach it.
     #[serde(default)]
     pub mappings: Vec<MappingRecord>,
+    /// What it was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
+}
+
+/// The record of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotRecord {
+    /// [`VERSION`].
+    pub version: u32,
+    /// UUID, given by the caller.
+    pub id: String,
+    /// The caller's name for it.
+    pub name: String,
+    /// The volume it was taken of.
+    pub volume: String,
+    /// Name of the aggregate.
+    pub aggregate: String,
+    /// The volume's size then, in bytes.
+    pub size_bytes: u64,
+    /// How the volume's space was taken.
+    pub provision: Provision,
+    /// Milliseconds since 1970.
+    pub taken_unix_ms: u64,
+    /// Where it is in its life.
+    pub life: Life,
+}
+
+/// What lies beside data as its record.
+pub trait Record: Serialize + serde::de::DeserializeOwned {
+    /// Version of its form, and the id of what it is about: the name of its directory.
+    fn identity(&self) -> (u32, &str);
+}
+
+impl Record for VolumeRecord {
+    fn identity(&self) -> (u32, &str) {
+        (self.version, &self.id)
+    }
+}
+
+impl Record for SnapshotRecord {
+    fn identity(&self) -> (u32, &str) {
+        (self.version, &self.id)
+    }
 }
 
 /// Why a record could not be read or written.
@@ -134,61 +198,86 @@ pub enum RecordError {
         source: serde_json::Error,
     },
     /// It belongs somewhere else.
-    #[error("record {path} is of version {version} and volume {id}")]
+    #[error("record {path} is of version {version} and of {id}")]
     Foreign {
         /// The file.
         path: PathBuf,
         /// Its version.
         version: u32,
-        /// Its volume.
+        /// What it is about.
         id: String,
     },
 }
 
-impl VolumeRecord {
-    /// Reads the record in a volume's directory; `None` when there is none.
-    ///
-    /// # Errors
-    /// See [`RecordError`].
-    pub fn read(directory: &Path) -> Result<Option<Self>, RecordError> {
-        let path = directory.join(RECORD);
-        let text = match std::fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(RecordError::Io { path, source }),
-        };
-        let record: Self = serde_json::from_slice(&text).map_err(|source| RecordError::Form {
-            path: path.clone(),
-            source,
-        })?;
-        let home = directory.file_name().and_then(|name| name.to_str());
-        if record.version != VERSION || home != Some(record.id.as_str()) {
-            return Err(RecordError::Foreign {
-                path,
-                version: record.version,
-                id: record.id,
-            });
+/// Reads the record in a directory; `None` when there is none.
+///
+/// # Errors
+/// See [`RecordError`].
+pub fn read<R: Record>(directory: &Path) -> Result<Option<R>, RecordError> {
+    let path = directory.join(RECORD);
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(RecordError::Io { path, source }),
+    };
+    let record: R = serde_json::from_slice(&text).map_err(|source| RecordError::Form {
+        path: path.clone(),
+        source,
+    })?;
+    let home = directory.file_name().and_then(|name| name.to_str());
+    let (version, id) = record.identity();
+    if version != VERSION || home != Some(id) {
+        return Err(RecordError::Foreign {
+            path,
+            version,
+            id: id.to_owned(),
+        });
+    }
+    Ok(Some(record))
+}
+
+/// Writes a record durably into its directory.
+///
+/// # Errors
+/// See [`RecordError`]; the old record stands then.
+pub fn write(record: &impl Record, directory: &Path) -> Result<(), RecordError> {
+    let path = directory.join(RECORD);
+    let text = serde_json::to_vec_pretty(record).map_err(|source| RecordError::Form {
+        path: path.clone(),
+        source,
+    })?;
+    files::write_durably(&path, &text, 0o600).map_err(|source| RecordError::Io { path, source })
+}
+
+impl SnapshotRecord {
+    /// As the protocol shows it.
+    #[must_use]
+    pub fn to_snapshot(&self, system: &str) -> v1::Snapshot {
+        v1::Snapshot {
+            id: self.id.clone(),
+            system: system.to_owned(),
+            aggregate: self.aggregate.clone(),
+            volume_id: self.volume.clone(),
+            name: self.name.clone(),
+            size_bytes: self.size_bytes,
+            taken_unix_ms: self.taken_unix_ms,
+            provision_type: self.provision.to_wire().into(),
         }
-        Ok(Some(record))
     }
+}
 
-    /// Writes it durably into a volume's directory.
-    ///
-    /// # Errors
-    /// See [`RecordError`]; the old record stands then.
-    pub fn write(&self, directory: &Path) -> Result<(), RecordError> {
-        let path = directory.join(RECORD);
-        let text = serde_json::to_vec_pretty(self).map_err(|source| RecordError::Form {
-            path: path.clone(),
-            source,
-        })?;
-        files::write_durably(&path, &text, 0o600).map_err(|source| RecordError::Io { path, source })
-    }
-
+impl VolumeRecord {
     /// As the protocol shows it.
     #[must_use]
     pub fn to_volume(&self, system: &str) -> v1::Volume {
+        let (source_volume_id, source_snapshot_id) = match self.source.clone() {
+            None => Default::default(),
+            Some(Source::Volume(id)) => (id, String::new()),
+            Some(Source::Snapshot(id)) => (String::new(), id),
+        };
         v1::Volume {
+            source_volume_id,
+            source_snapshot_id,
             id: self.id.clone(),
             system: system.to_owned(),
             aggregate: self.aggregate.clone(),
@@ -265,6 +354,7 @@ mod tests {
                     life,
                     attributes,
                     mappings,
+                    source: None,
                 },
             )
     }
@@ -275,8 +365,8 @@ mod tests {
             let home = tempfile::tempdir().unwrap();
             let directory = home.path().join("v1");
             std::fs::create_dir(&directory).unwrap();
-            record.write(&directory).unwrap();
-            prop_assert_eq!(VolumeRecord::read(&directory).unwrap(), Some(record));
+            write(&record, &directory).unwrap();
+            prop_assert_eq!(read::<VolumeRecord>(&directory).unwrap(), Some(record));
         }
     }
 
@@ -284,12 +374,12 @@ mod tests {
     fn a_strange_record_is_refused() {
         let home = tempfile::tempdir().unwrap();
         let directory = home.path().join("v1");
-        assert!(VolumeRecord::read(&directory).unwrap().is_none());
+        assert!(read::<VolumeRecord>(&directory).unwrap().is_none());
         std::fs::create_dir(&directory).unwrap();
         for text in ["", "{}", "{\"version\":1}"] {
             std::fs::write(directory.join(RECORD), text).unwrap();
             assert!(
-                matches!(VolumeRecord::read(&directory), Err(RecordError::Form { .. })),
+                matches!(read::<VolumeRecord>(&directory), Err(RecordError::Form { .. })),
                 "{text}"
             );
         }

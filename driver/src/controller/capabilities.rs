@@ -4,7 +4,7 @@ use storagelink_proto::csi::v1::controller_service_capability::{Rpc, Type, rpc};
 use storagelink_proto::csi::v1::{ControllerGetCapabilitiesResponse, ControllerServiceCapability};
 
 /// What the controller can do. Every entry is driven by a test.
-pub const CAPABILITIES: [rpc::Type; 10] = [
+pub const CAPABILITIES: [rpc::Type; 14] = [
     rpc::Type::CreateDeleteVolume,
     rpc::Type::PublishUnpublishVolume,
     rpc::Type::PublishReadonly,
@@ -15,6 +15,10 @@ pub const CAPABILITIES: [rpc::Type; 10] = [
     rpc::Type::GetCapacity,
     rpc::Type::ExpandVolume,
     rpc::Type::SingleNodeMultiWriter,
+    rpc::Type::CreateDeleteSnapshot,
+    rpc::Type::ListSnapshots,
+    rpc::Type::GetSnapshot,
+    rpc::Type::CloneVolume,
 ];
 
 pub(super) fn answer() -> ControllerGetCapabilitiesResponse {

@@ -9,6 +9,7 @@ use super::CommonError;
 use super::capability::Capability;
 use super::list::volume_context;
 use super::offers::{describe, describe_aggregates, describe_offers, offers};
+use super::source::{Found, Source, SourceError};
 use super::topology::reach;
 use crate::codes::{Coded, Rpc};
 use crate::fabrics::Unreachable;
@@ -25,6 +26,8 @@ const DEFAULT_SIZE: u64 = 1 << 30;
 pub(super) enum CreateError {
     #[error(transparent)]
     Common(#[from] CommonError),
+    #[error(transparent)]
+    Source(#[from] SourceError),
     #[error("volume {name} exists and is not what is asked for: {difference}")]
     Differs { name: String, difference: String },
     #[error(
@@ -55,6 +58,7 @@ impl Coded for CreateError {
     fn code(&self) -> Code {
         match self {
             Self::Common(error) => error.code(),
+            Self::Source(error) => error.code(),
             Self::Differs { .. } => Code::AlreadyExists,
             Self::Steps { .. } => Code::OutOfRange,
             Self::Full { .. } | Self::Unreachable { .. } => Code::ResourceExhausted,
@@ -79,10 +83,13 @@ struct Wanted {
     name: String,
     range: Range,
     parameters: Parameters,
+    source: Option<Source>,
+    /// The least size that the source allows, when none is asked for.
+    source_size: u64,
 }
 
 impl Wanted {
-    fn parse(request: &CreateVolumeRequest, topology: bool) -> Result<Self, FieldError> {
+    fn parse(request: &CreateVolumeRequest, topology: bool) -> Result<Self, CreateError> {
         fields::text("name", &request.name, MAX_STRING_BYTES)?;
         for capability in Capability::parse_all(&request.volume_capabilities)? {
             capability.supported()?;
@@ -91,25 +98,22 @@ impl Wanted {
             .capacity_range
             .map_or(Ok(Range::default()), Range::parse)?;
         let parameters = Parameters::parse(&request.parameters)?;
-        if request.volume_content_source.is_some() {
-            return Err(FieldError::new(
-                "volume_content_source",
-                "is not supported: volumes are made empty",
-            ));
-        }
         if request.accessibility_requirements.is_some() && !topology {
             return Err(FieldError::new(
                 "accessibility_requirements",
                 "are not supported: the controller has no [fabrics]",
-            ));
+            )
+            .into());
         }
         if !request.mutable_parameters.is_empty() {
-            return Err(FieldError::new("mutable_parameters", "are not supported"));
+            return Err(FieldError::new("mutable_parameters", "are not supported").into());
         }
         Ok(Self {
             name: request.name.clone(),
             range,
             parameters,
+            source: Source::parse(request)?,
+            source_size: 0,
         })
     }
 
@@ -119,7 +123,7 @@ impl Wanted {
             .range
             .limit
             .map_or(DEFAULT_SIZE, |limit| limit.min(DEFAULT_SIZE));
-        self.range.required.unwrap_or(default)
+        self.range.required.unwrap_or(default.max(self.source_size))
     }
 
     /// Whether an existing volume is what this request made or would make.
@@ -139,6 +143,13 @@ impl Wanted {
         if volume.system != system {
             return differs(format!("it is on system {}", volume.system));
         }
+        let same_source = match &self.source {
+            Some(source) => source.made(volume),
+            None => volume.source_volume_id.is_empty() && volume.source_snapshot_id.is_empty(),
+        };
+        if !same_source {
+            return differs("it was made from another source".to_owned());
+        }
         if !choice.allows(&volume.aggregate) {
             return differs(format!("it is in aggregate {}", volume.aggregate));
         }
@@ -157,15 +168,15 @@ pub(super) async fn create_volume(
     gateways: &Gateways,
     request: CreateVolumeRequest,
 ) -> Result<CreateVolumeResponse, CreateError> {
-    let wanted = Wanted::parse(&request, !gateways.fabrics().is_empty())?;
+    let mut wanted = Wanted::parse(&request, !gateways.fabrics().is_empty())?;
     let (client, endpoint) = gateways
         .for_parameters(&wanted.parameters, &request.secrets)
         .await
         .map_err(CommonError::from)?;
     let mut id = VolumeId::from_name(&wanted.name);
-    if let Some(endpoint) = endpoint {
+    if let Some(endpoint) = &endpoint {
         id = id
-            .at(endpoint)
+            .at(endpoint.clone())
             .map_err(|error| fields::id_error("parameters[target]", &error))?;
     }
     note_volume(&id.to_string());
@@ -191,13 +202,24 @@ pub(super) async fn create_volume(
             wanted.accepts(&volume, system, choice)?;
             volume
         }
-        None => make(&client, &id, &wanted, system, choice).await?,
+        None => {
+            let found = match wanted.source.clone() {
+                Some(source) => {
+                    let found = source.find(&client, endpoint.as_ref()).await?;
+                    wanted.source_size = found.size_bytes;
+                    found.fits(&source, system, choice, wanted.size())?;
+                    Some(found)
+                }
+                None => None,
+            };
+            make(&client, &id, &wanted, system, choice, found.as_ref()).await?
+        }
     };
     let volume = CsiVolume {
         capacity_bytes: i64::try_from(volume.size_bytes).unwrap_or(i64::MAX),
         volume_context: volume_context(&id, &volume),
         volume_id: id.to_string(),
-        content_source: None,
+        content_source: wanted.source.as_ref().map(Source::to_csi),
         accessible_topology,
     };
     Ok(CreateVolumeResponse { volume: Some(volume) })
@@ -255,9 +277,19 @@ async fn make(
     wanted: &Wanted,
     system: &str,
     choice: &AggregateChoice,
+    source: Option<&Found>,
 ) -> Result<Volume, CreateError> {
     let aggregates = aggregates(client, system).await?;
-    let candidates = candidates(client, &aggregates, wanted, system, choice)?;
+    // A copy is made where its source is: that much of the choice is made already.
+    let there = source.map(|found| AggregateChoice::Named(found.aggregate.clone()));
+    let candidates = candidates(
+        client,
+        &aggregates,
+        wanted,
+        system,
+        there.as_ref().unwrap_or(choice),
+    )?;
+    let (source_volume_id, source_snapshot_id) = wanted.source.as_ref().map(Source::ids).unwrap_or_default();
     for (aggregate, size) in &candidates {
         let request = Make {
             id: id.uuid().to_string(),
@@ -268,6 +300,8 @@ async fn make(
             provision_type: wanted.parameters.provision_type.into(),
             attributes: wanted.parameters.claim.clone().into_iter().collect(),
             limit_bytes: wanted.range.limit.unwrap_or(0),
+            source_volume_id: source_volume_id.clone(),
+            source_snapshot_id: source_snapshot_id.clone(),
         };
         match client.create(id.uuid(), request).await {
             Ok(volume) => {

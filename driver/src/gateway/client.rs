@@ -155,6 +155,52 @@ impl Client {
         self.checked("ExpandVolume", id, answer.volume)
     }
 
+    /// Takes a snapshot, or finds it taken.
+    pub async fn take_snapshot(
+        &self,
+        request: api::CreateSnapshotRequest,
+    ) -> Result<api::Snapshot, GatewayError> {
+        let id = request.id.clone();
+        let call = |mut client: Stub, request| async move { client.create_snapshot(request).await };
+        match self.change("CreateSnapshot", request, call).await?.snapshot {
+            Some(snapshot) if snapshot.id == id => Ok(snapshot),
+            _ => Err(self.malformed("CreateSnapshot", "without the snapshot")),
+        }
+    }
+
+    /// Deletes a snapshot, or finds it deleted.
+    pub async fn delete_snapshot(&self, id: Uuid) -> Result<(), GatewayError> {
+        let request = api::DeleteSnapshotRequest { id: id.to_string() };
+        let call = |mut client: Stub, request| async move { client.delete_snapshot(request).await };
+        self.change("DeleteSnapshot", request, call).await.map(drop)
+    }
+
+    /// A snapshot, or none.
+    pub async fn snapshot(&self, id: Uuid) -> Result<Option<api::Snapshot>, GatewayError> {
+        let request = api::GetSnapshotRequest { id: id.to_string() };
+        let call = |mut client: Stub, request| async move { client.get_snapshot(request).await };
+        match self.read("GetSnapshot", request, call).await {
+            Ok(answer) => match answer.snapshot {
+                Some(snapshot) if snapshot.id == id.to_string() => Ok(Some(snapshot)),
+                _ => Err(self.malformed("GetSnapshot", "without the snapshot")),
+            },
+            Err(GatewayError::Refused {
+                code: Code::NotFound, ..
+            }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// One page of snapshots, of one volume or of all, and the token of the next page, empty on the last.
+    pub async fn snapshots(
+        &self,
+        request: api::ListSnapshotsRequest,
+    ) -> Result<(Vec<api::Snapshot>, String), GatewayError> {
+        let call = |mut client: Stub, request| async move { client.list_snapshots(request).await };
+        let answer = self.read("ListSnapshots", request, call).await?;
+        Ok((answer.snapshots, answer.next_page_token))
+    }
+
     /// Lets a host reach a volume.
     pub async fn map(&self, request: api::MapVolumeRequest) -> Result<api::MapVolumeResponse, GatewayError> {
         let call = |mut client: Stub, request| async move { client.map_volume(request).await };

@@ -34,6 +34,7 @@ pub(crate) enum Fault {
 #[derive(Default)]
 pub(crate) struct Array {
     pub(crate) volumes: BTreeMap<String, Volume>,
+    pub(crate) snapshots: BTreeMap<String, Snapshot>,
     pub(crate) systems: BTreeMap<String, Vec<Aggregate>>,
     pub(crate) ports: Vec<TargetPort>,
     pub(crate) faults: HashMap<&'static str, VecDeque<Fault>>,
@@ -305,6 +306,8 @@ impl StorageLink for Fake {
                     provision_type: request.provision_type,
                     wwid,
                     attributes: request.attributes,
+                    source_volume_id: request.source_volume_id,
+                    source_snapshot_id: request.source_snapshot_id,
                     ..Default::default()
                 };
                 array.volumes.insert(request.id.clone(), volume);
@@ -312,6 +315,87 @@ impl StorageLink for Fake {
             array.volumes[&request.id].clone()
         };
         leave(fault, CreateVolumeResponse { volume: Some(volume) }).await
+    }
+
+    async fn create_snapshot(
+        &self,
+        request: Request<CreateSnapshotRequest>,
+    ) -> Result<Response<CreateSnapshotResponse>, Status> {
+        let fault = self.enter("CreateSnapshot", &request)?;
+        let request = request.into_inner();
+        let snapshot = {
+            let mut array = self.array();
+            if let Some(existing) = array.snapshots.get(&request.id) {
+                if existing.volume_id != request.volume_id {
+                    return Err(Status::already_exists("another source volume"));
+                }
+                existing.clone()
+            } else {
+                let volume = array
+                    .volumes
+                    .get(&request.volume_id)
+                    .ok_or_else(|| no_volume(&request.volume_id))?;
+                let snapshot = Snapshot {
+                    id: request.id.clone(),
+                    system: volume.system.clone(),
+                    aggregate: volume.aggregate.clone(),
+                    volume_id: request.volume_id,
+                    name: request.name,
+                    size_bytes: volume.size_bytes,
+                    taken_unix_ms: 1_500,
+                    provision_type: volume.provision_type,
+                };
+                array.snapshots.insert(request.id, snapshot.clone());
+                snapshot
+            }
+        };
+        let snapshot = Some(snapshot);
+        leave(fault, CreateSnapshotResponse { snapshot }).await
+    }
+
+    async fn delete_snapshot(
+        &self,
+        request: Request<DeleteSnapshotRequest>,
+    ) -> Result<Response<DeleteSnapshotResponse>, Status> {
+        let fault = self.enter("DeleteSnapshot", &request)?;
+        self.array().snapshots.remove(&request.into_inner().id);
+        leave(fault, DeleteSnapshotResponse {}).await
+    }
+
+    async fn get_snapshot(
+        &self,
+        request: Request<GetSnapshotRequest>,
+    ) -> Result<Response<GetSnapshotResponse>, Status> {
+        let fault = self.enter("GetSnapshot", &request)?;
+        let found = self.array().snapshots.get(&request.into_inner().id).cloned();
+        match found {
+            None => Err(Status::not_found("no such snapshot")),
+            snapshot => leave(fault, GetSnapshotResponse { snapshot }).await,
+        }
+    }
+
+    async fn list_snapshots(
+        &self,
+        request: Request<ListSnapshotsRequest>,
+    ) -> Result<Response<ListSnapshotsResponse>, Status> {
+        let fault = self.enter("ListSnapshots", &request)?;
+        let request = request.into_inner();
+        if !request.page_token.is_empty() && request.page_token.len() != 36 {
+            return Err(Status::invalid_argument("page_token"));
+        }
+        let mut snapshots: Vec<Snapshot> = self.array().snapshots.values().cloned().collect();
+        snapshots.retain(|s| request.volume_id.is_empty() || s.volume_id == request.volume_id);
+        snapshots.retain(|s| s.id > request.page_token);
+        let mut next_page_token = String::new();
+        if request.page_size > 0 && snapshots.len() > request.page_size as usize {
+            snapshots.truncate(request.page_size as usize);
+            next_page_token = snapshots[snapshots.len() - 1].id.clone();
+        }
+        let answer = ListSnapshotsResponse {
+            snapshots,
+            next_page_token,
+        };
+        leave(fault, answer).await
     }
 
     async fn delete_volume(

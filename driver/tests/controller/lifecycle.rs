@@ -247,7 +247,7 @@ async fn the_capabilities_are_those_that_the_suite_drives() {
     // What is not advertised is not there.
     refused(
         lab.controller
-            .create_snapshot(Request::new(CreateSnapshotRequest::default()))
+            .controller_modify_volume(Request::new(ControllerModifyVolumeRequest::default()))
             .await,
         Code::Unimplemented,
         &[],

@@ -6,6 +6,7 @@ mod create;
 mod fake;
 mod lifecycle;
 mod publish;
+mod snapshots;
 mod socket;
 mod topology;
 

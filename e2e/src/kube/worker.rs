@@ -14,8 +14,10 @@ use crate::{
     wait,
 };
 
-/// What a worker has loaded before the driver comes: containers, Service addresses, its disk.
-pub const MODULES: [&str; 11] = [
+/// What a worker has loaded before the driver comes: containers, Service addresses, its disk; loop devices, by which the
+/// kubelet pins raw block volumes.
+pub const MODULES: [&str; 12] = [
+    "loop",
     "virtio_blk",
     "overlay",
     "br_netfilter",

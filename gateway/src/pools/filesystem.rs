@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io,
+    os::fd::AsRawFd,
     path::Path,
 };
 
@@ -44,11 +45,39 @@ pub(super) fn supports_reflink(path: &Path) -> Result<(), String> {
         .map_err(|error| format!("{shown}: files cannot share blocks here (XFS needs reflink=1): {error}"))
 }
 
+/// Gives an empty file the content of another one, at this moment: both share the blocks until one of them writes. The
+/// space of a thick one is reserved at once.
+pub(super) fn share_content(from: &Path, to: &File, provision: Provision) -> io::Result<()> {
+    let source = File::open(from)?;
+    match clone(&source, to) {
+        // The directories of the tests are on whatever file system there is.
+        #[cfg(test)]
+        Err(_) => fs::copy(from, format!("/proc/self/fd/{}", to.as_raw_fd())).map(drop)?,
+        result => result?,
+    }
+    if provision == Provision::Thick {
+        let size = i64::try_from(to.metadata()?.len()).map_err(|_| io::ErrorKind::FileTooLarge)?;
+        let unshared = fallocate(to, FallocateFlags::FALLOC_FL_UNSHARE_RANGE, 0, size);
+        #[cfg(test)]
+        let unshared = unshared.or(Ok::<(), nix::Error>(()));
+        unshared?;
+    }
+    Ok(())
+}
+
+/// The ioctl FICLONE: writes back what the source has in memory first, then shares all of its blocks.
 #[allow(unsafe_code)]
-#[cfg_attr(test, allow(dead_code))]
-fn clone_probe(path: &Path) -> io::Result<()> {
+fn clone(source: &File, target: &File) -> io::Result<()> {
     // include/uapi/linux/fs.h
     nix::ioctl_write_int!(ficlone, 0x94, 9);
+    let source = u64::try_from(source.as_raw_fd()).map_err(io::Error::other)?;
+    // SAFETY: FICLONE takes a file descriptor as its argument; both files are open here.
+    unsafe { ficlone(target.as_raw_fd(), source) }?;
+    Ok(())
+}
+
+#[cfg_attr(test, allow(dead_code))]
+fn clone_probe(path: &Path) -> io::Result<()> {
     let (from, to) = (
         path.join(".storagelink-probe-a"),
         path.join(".storagelink-probe-b"),
@@ -57,10 +86,7 @@ fn clone_probe(path: &Path) -> io::Result<()> {
         fs::write(&from, [1u8; 4096])?;
         let (source, target) = (File::open(&from)?, File::create(&to)?);
         source.sync_all()?;
-        let source = u64::try_from(std::os::fd::AsRawFd::as_raw_fd(&source)).map_err(io::Error::other)?;
-        // SAFETY: FICLONE takes a file descriptor as its argument; both files are open here.
-        unsafe { ficlone(std::os::fd::AsRawFd::as_raw_fd(&target), source) }?;
-        Ok(())
+        clone(&source, &target)
     };
     let result = probe();
     files::remove_file_if_there(&from)?;

@@ -2,5 +2,6 @@
 
 mod filesystem;
 pub mod reflink;
+mod snapshots;
 
 pub use reflink::ReflinkPool;

@@ -4,6 +4,7 @@
 //! <path>/.storagelink-aggregate.json    whose directory this is
 //! <path>/volumes/<volume id>/record.json
 //! <path>/volumes/<volume id>/data       owner mark in the extended attribute user.storagelink
+//! <path>/snapshots/<snapshot id>/       the same for a snapshot, see [`super::snapshots`]
 //! ```
 //! A directory that lost its marker is an unmounted file system: nothing is served from it and nothing is made in it. A data file is only
 //! handed out when its owner mark and size are right: the kernel would make an empty one for a missing one.
@@ -21,12 +22,12 @@ use serde::{Deserialize, Serialize};
 use storagelink_proto::storagelink::v1::{self, ProvisionType};
 use uuid::Uuid;
 
-use super::filesystem;
+use super::{filesystem, snapshots::SNAPSHOTS};
 use crate::{
     adapter::AdapterError,
     config::AggregateConfig,
     files,
-    records::{Provision, VolumeRecord},
+    records::{self, Provision, Record, VolumeRecord},
 };
 
 /// Volume sizes are multiples of this: file systems and partition tables align to it.
@@ -34,11 +35,11 @@ pub const GRANULARITY: u64 = 1 << 20;
 /// The largest volume: what ext4 with its usual block size can fill.
 pub const MAXIMUM: u64 = 16 << 40;
 const MARKER: &str = ".storagelink-aggregate.json";
-const VOLUMES: &str = "volumes";
+pub(super) const VOLUMES: &str = "volumes";
 /// Name of the data file in a volume's directory.
-const DATA: &str = "data";
+pub(super) const DATA: &str = "data";
 /// The owner mark on a data file.
-const MARK: &str = "user.storagelink";
+pub(super) const MARK: &str = "user.storagelink";
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -52,7 +53,7 @@ struct Marker {
 #[derive(Debug)]
 pub struct ReflinkPool {
     system: String,
-    config: AggregateConfig,
+    pub(super) config: AggregateConfig,
     /// Where the gateway remembers the aggregate's identity.
     remembered: PathBuf,
     /// Set at start and then fixed; an error keeps the aggregate closed until the next start.
@@ -135,13 +136,16 @@ impl ReflinkPool {
                 new
             }
         };
-        let volumes = path.join(VOLUMES);
-        match fs::DirBuilder::new().mode(0o700).create(&volumes) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                Err(format!("{}: {error}", volumes.display()))
+        for kind in [VOLUMES, SNAPSHOTS] {
+            let home = self.home(kind);
+            match fs::DirBuilder::new().mode(0o700).create(&home) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(format!("{}: {error}", home.display()));
+                }
+                _ => {}
             }
-            _ => Ok(marker.id),
         }
+        Ok(marker.id)
     }
 
     fn write(&self, file: &Path, marker: &Marker) -> Result<(), String> {
@@ -150,7 +154,7 @@ impl ReflinkPool {
     }
 
     /// The identity, if the directory is still the aggregate's.
-    fn checked(&self) -> Result<Uuid, AdapterError> {
+    pub(super) fn checked(&self) -> Result<Uuid, AdapterError> {
         let closed = |reason: String| AdapterError::Unavailable {
             aggregate: self.config.name.clone(),
             reason,
@@ -172,7 +176,12 @@ impl ReflinkPool {
     }
 
     fn directory(&self, volume: &str) -> PathBuf {
-        self.config.path.join(VOLUMES).join(volume)
+        self.home(VOLUMES).join(volume)
+    }
+
+    /// Where all volumes, or all snapshots, are.
+    pub(super) fn home(&self, kind: &str) -> PathBuf {
+        self.config.path.join(kind)
     }
 
     /// The data file of a volume.
@@ -186,19 +195,23 @@ impl ReflinkPool {
     /// # Errors
     /// The aggregate is closed, or a record cannot be read: nothing is guessed then.
     pub fn records(&self) -> Result<BTreeMap<String, VolumeRecord>, AdapterError> {
+        self.records_in(VOLUMES)
+    }
+
+    pub(super) fn records_in<R: Record>(&self, kind: &str) -> Result<BTreeMap<String, R>, AdapterError> {
         self.checked()?;
-        let volumes = self.config.path.join(VOLUMES);
+        let home = self.home(kind);
         let wrap = |source| AdapterError::Io {
             action: "read",
-            path: volumes.clone(),
+            path: home.clone(),
             source,
         };
-        let mut records = BTreeMap::new();
-        for entry in fs::read_dir(&volumes).map_err(wrap)? {
+        let mut all = BTreeMap::new();
+        for entry in fs::read_dir(&home).map_err(wrap)? {
             let directory = entry.map_err(wrap)?.path();
-            match VolumeRecord::read(&directory)? {
+            match records::read::<R>(&directory)? {
                 Some(record) => {
-                    records.insert(record.id.clone(), record);
+                    all.insert(record.identity().1.to_owned(), record);
                 }
                 None if directory.join(DATA).exists() => {
                     tracing::error!(path = %directory.display(), "data without a record: left alone, not served");
@@ -208,12 +221,12 @@ impl ReflinkPool {
                         &directory.join(format!("{}.new", crate::records::RECORD)),
                     );
                     if let Err(error) = fs::remove_dir(&directory) {
-                        tracing::warn!(path = %directory.display(), %error, "cannot remove an empty volume directory");
+                        tracing::warn!(path = %directory.display(), %error, "cannot remove an empty directory");
                     }
                 }
             }
         }
-        Ok(records)
+        Ok(all)
     }
 
     /// Writes a volume's record, making its directory if need be.
@@ -221,8 +234,12 @@ impl ReflinkPool {
     /// # Errors
     /// The aggregate is closed, or the file system refused.
     pub fn save(&self, record: &VolumeRecord) -> Result<(), AdapterError> {
+        self.save_in(VOLUMES, record)
+    }
+
+    pub(super) fn save_in(&self, kind: &str, record: &impl Record) -> Result<(), AdapterError> {
         self.checked()?;
-        let directory = self.directory(&record.id);
+        let directory = self.home(kind).join(record.identity().1);
         match fs::DirBuilder::new().mode(0o700).create(&directory) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -234,14 +251,15 @@ impl ReflinkPool {
                 });
             }
         }
-        Ok(record.write(&directory)?)
+        Ok(records::write(record, &directory)?)
     }
 
-    /// Makes a volume's data file of the record's size, with the owner mark. One that a crash left behind is made anew.
+    /// Makes a volume's data file of the record's size, with the owner mark and the content of `from`. One that a crash left
+    /// behind is made anew.
     ///
     /// # Errors
     /// No space, or the file system refused; no file is there then.
-    pub fn make_data(&self, record: &VolumeRecord) -> Result<(), AdapterError> {
+    pub fn make_data(&self, record: &VolumeRecord, from: Option<&Path>) -> Result<(), AdapterError> {
         let id = self.checked()?;
         let path = self.data(&record.id);
         let make = || -> io::Result<()> {
@@ -252,6 +270,9 @@ impl ReflinkPool {
                 .create_new(true)
                 .mode(0o600)
                 .open(&path)?;
+            if let Some(from) = from {
+                filesystem::share_content(from, &file, record.provision)?;
+            }
             filesystem::set_length(&file, record.size_bytes, record.provision)?;
             xattr::FileExt::set_xattr(&file, MARK, mark(id, &record.id).as_bytes())?;
             file.sync_all()?;
@@ -259,7 +280,12 @@ impl ReflinkPool {
         };
         make().map_err(|source| {
             let _ = files::remove_file_if_there(&path);
-            self.space_or_io("make", path.clone(), record, source)
+            self.space_or_io(
+                "make",
+                path.clone(),
+                (record.size_bytes, record.provision),
+                source,
+            )
         })
     }
 
@@ -277,19 +303,26 @@ impl ReflinkPool {
             }
             file.sync_all()
         };
-        grow().map_err(|source| self.space_or_io("grow", path.clone(), record, source))
+        grow().map_err(|source| {
+            self.space_or_io(
+                "grow",
+                path.clone(),
+                (record.size_bytes, record.provision),
+                source,
+            )
+        })
     }
 
-    fn space_or_io(
+    pub(super) fn space_or_io(
         &self,
         action: &'static str,
         path: PathBuf,
-        record: &VolumeRecord,
+        (wanted, provision): (u64, Provision),
         source: io::Error,
     ) -> AdapterError {
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-                self.full(record.size_bytes, self.free(), record.provision)
+                self.full(wanted, self.free(), provision)
             }
             _ => AdapterError::Io { action, path, source },
         }
@@ -346,8 +379,12 @@ impl ReflinkPool {
     /// # Errors
     /// The aggregate is closed, or the file system refused: call again.
     pub fn remove(&self, volume: &str) -> Result<(), AdapterError> {
+        self.remove_in(VOLUMES, volume)
+    }
+
+    pub(super) fn remove_in(&self, kind: &str, id: &str) -> Result<(), AdapterError> {
         self.checked()?;
-        let directory = self.directory(volume);
+        let directory = self.home(kind).join(id);
         let remove = || -> io::Result<()> {
             files::remove_file_if_there(&directory.join(DATA))?;
             files::remove_file_if_there(&directory.join(crate::records::RECORD))?;
@@ -355,7 +392,7 @@ impl ReflinkPool {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
-            files::sync_directory(&self.config.path.join(VOLUMES))
+            files::sync_directory(&self.home(kind))
         };
         remove().map_err(|source| AdapterError::Io {
             action: "remove",
@@ -454,6 +491,6 @@ impl ReflinkPool {
     }
 }
 
-fn mark(aggregate: Uuid, volume: &str) -> String {
+pub(super) fn mark(aggregate: Uuid, volume: &str) -> String {
     format!("{aggregate}/{volume}")
 }

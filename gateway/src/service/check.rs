@@ -3,7 +3,7 @@
 use storagelink_proto::storagelink::v1;
 use tonic::Status;
 
-use crate::ids;
+use crate::{ids, records::Source};
 
 fn bad(field: &str, allowed: &str) -> Status {
     Status::invalid_argument(format!("{field}: {allowed}"))
@@ -15,10 +15,40 @@ const NAME: usize = 128;
 const ATTRIBUTES: (usize, usize, usize) = (64, 128, 1024);
 
 pub(super) fn volume_id(id: &str) -> Result<(), Status> {
+    uuid("id", id)
+}
+
+fn uuid(field: &str, id: &str) -> Result<(), Status> {
     if ids::is_volume_id(id) {
         Ok(())
     } else {
-        Err(bad("id", "must be a UUID, lower case, hyphenated"))
+        Err(bad(field, "must be a UUID, lower case, hyphenated"))
+    }
+}
+
+fn name(name: &str) -> Result<(), Status> {
+    if name.is_empty() || name.len() > NAME || name.chars().any(char::is_control) {
+        return Err(bad("name", "must be 1 to 128 bytes without control characters"));
+    }
+    Ok(())
+}
+
+pub(super) fn snapshot(request: &v1::CreateSnapshotRequest) -> Result<(), Status> {
+    uuid("id", &request.id)?;
+    uuid("volume_id", &request.volume_id)?;
+    name(&request.name)
+}
+
+/// What a volume is made from.
+pub(super) fn source(request: &v1::CreateVolumeRequest) -> Result<Option<Source>, Status> {
+    let (volume, snapshot) = (&request.source_volume_id, &request.source_snapshot_id);
+    match (volume.is_empty(), snapshot.is_empty()) {
+        (true, true) => Ok(None),
+        (false, true) => uuid("source_volume_id", volume).map(|()| Some(Source::Volume(volume.clone()))),
+        (true, false) => {
+            uuid("source_snapshot_id", snapshot).map(|()| Some(Source::Snapshot(snapshot.clone())))
+        }
+        (false, false) => Err(bad("source_snapshot_id", "excludes source_volume_id")),
     }
 }
 
@@ -31,9 +61,7 @@ pub(super) fn create(request: &v1::CreateVolumeRequest) -> Result<(), Status> {
     if request.aggregate.is_empty() {
         return Err(bad("aggregate", "is missing"));
     }
-    if request.name.is_empty() || request.name.len() > NAME || request.name.chars().any(char::is_control) {
-        return Err(bad("name", "must be 1 to 128 bytes without control characters"));
-    }
+    name(&request.name)?;
     if request.size_bytes == 0 {
         return Err(bad("size_bytes", "must be at least 1"));
     }

@@ -7,7 +7,10 @@ use crate::adapter::AdapterError;
 /// The code for an error.
 pub(super) fn code(error: &AdapterError) -> Code {
     match error {
-        AdapterError::NoVolume(_) | AdapterError::NoAggregate { .. } => Code::NotFound,
+        AdapterError::NoVolume(_) | AdapterError::NoSnapshot(_) | AdapterError::NoAggregate { .. } => {
+            Code::NotFound
+        }
+        AdapterError::Source { .. } => Code::InvalidArgument,
         AdapterError::Differs { .. } | AdapterError::MappedDifferently { .. } => Code::AlreadyExists,
         AdapterError::Mapped { .. } | AdapterError::SharedInitiator { .. } => Code::FailedPrecondition,
         AdapterError::Full { .. } | AdapterError::NoLun(_) => Code::ResourceExhausted,

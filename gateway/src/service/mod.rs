@@ -4,6 +4,7 @@
 
 mod check;
 mod codes;
+mod snapshots;
 
 #[cfg(test)]
 mod tests;
@@ -93,6 +94,28 @@ impl Service {
     }
 }
 
+/// Keeps one page of what is sorted by id, and says the token of the next one, empty on the last. The token is the id of the
+/// last one given: pages stay right while volumes come and go.
+fn page<T>(all: &mut Vec<T>, id: impl Fn(&T) -> &String, size: u32, token: &str) -> Result<String, Status> {
+    if !token.is_empty() && !crate::ids::is_volume_id(token) {
+        return Err(Status::invalid_argument(
+            "page_token: is not one that this service gave",
+        ));
+    }
+    all.retain(|one| id(one).as_str() > token);
+    let size = match usize::try_from(size).unwrap_or(PAGE) {
+        0 => PAGE,
+        size => size,
+    };
+    let more = all.len() > size;
+    all.truncate(size);
+    Ok(all
+        .last()
+        .filter(|_| more)
+        .map(|last| id(last).clone())
+        .unwrap_or_default())
+}
+
 #[tonic::async_trait]
 impl StorageLink for Service {
     async fn get_service_info(
@@ -135,13 +158,14 @@ impl StorageLink for Service {
     ) -> Answer<v1::CreateVolumeResponse> {
         let request = request.into_inner();
         check::create(&request)?;
+        let source = check::source(&request)?;
         let system = self.named(&request.system)?;
         if let Some((_, existing)) = self.holder(&request.id).await?
             && existing.system != request.system
         {
             let differs = format!("system `{}`", existing.system);
             return Err(codes::status(&AdapterError::Differs {
-                id: request.id,
+                id: format!("volume {}", request.id),
                 differs,
             }));
         }
@@ -154,6 +178,7 @@ impl StorageLink for Service {
             limit_bytes: request.limit_bytes,
             provision,
             attributes: request.attributes.into_iter().collect(),
+            source,
         };
         let volume = Self::run(move || system.create(&new)).await?;
         tracing::info!(
@@ -192,12 +217,6 @@ impl StorageLink for Service {
         request: Request<v1::ListVolumesRequest>,
     ) -> Answer<v1::ListVolumesResponse> {
         let request = request.into_inner();
-        // The token is the id of the last volume given: pages stay right while volumes come and go.
-        if !request.page_token.is_empty() && !crate::ids::is_volume_id(&request.page_token) {
-            return Err(Status::invalid_argument(
-                "page_token: is not one that this service gave",
-            ));
-        }
         let systems = self.systems.clone();
         let mut volumes = Self::run(move || {
             let mut volumes = Vec::new();
@@ -208,22 +227,51 @@ impl StorageLink for Service {
             Ok(volumes)
         })
         .await?;
-        volumes.retain(|volume| volume.id > request.page_token);
-        let page = match usize::try_from(request.page_size).unwrap_or(PAGE) {
-            0 => PAGE,
-            size => size,
-        };
-        let more = volumes.len() > page;
-        volumes.truncate(page);
-        let next_page_token = volumes
-            .last()
-            .filter(|_| more)
-            .map(|volume| volume.id.clone())
-            .unwrap_or_default();
+        let next_page_token = page(
+            &mut volumes,
+            |volume| &volume.id,
+            request.page_size,
+            &request.page_token,
+        )?;
         Ok(Response::new(v1::ListVolumesResponse {
             volumes,
             next_page_token,
         }))
+    }
+
+    async fn create_snapshot(
+        &self,
+        request: Request<v1::CreateSnapshotRequest>,
+    ) -> Answer<v1::CreateSnapshotResponse> {
+        let snapshot = self.take_snapshot(request.into_inner()).await?;
+        let snapshot = Some(snapshot);
+        Ok(Response::new(v1::CreateSnapshotResponse { snapshot }))
+    }
+
+    async fn delete_snapshot(
+        &self,
+        request: Request<v1::DeleteSnapshotRequest>,
+    ) -> Answer<v1::DeleteSnapshotResponse> {
+        self.remove_snapshot(request.into_inner().id).await?;
+        Ok(Response::new(v1::DeleteSnapshotResponse {}))
+    }
+
+    async fn get_snapshot(
+        &self,
+        request: Request<v1::GetSnapshotRequest>,
+    ) -> Answer<v1::GetSnapshotResponse> {
+        let snapshot = self.find_snapshot(request.into_inner().id).await?;
+        let snapshot = Some(snapshot);
+        Ok(Response::new(v1::GetSnapshotResponse { snapshot }))
+    }
+
+    async fn list_snapshots(
+        &self,
+        request: Request<v1::ListSnapshotsRequest>,
+    ) -> Answer<v1::ListSnapshotsResponse> {
+        self.page_of_snapshots(request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn expand_volume(

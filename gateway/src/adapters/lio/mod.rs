@@ -6,6 +6,7 @@
 mod configfs;
 mod luns;
 mod objects;
+mod snapshots;
 mod volumes;
 
 #[cfg(test)]
@@ -30,7 +31,7 @@ use crate::{
     config::SystemConfig,
     files,
     pools::ReflinkPool,
-    records::{Life, VolumeRecord},
+    records::{Life, SnapshotRecord, VolumeRecord},
 };
 
 /// One system.
@@ -46,6 +47,7 @@ pub struct Lio {
 /// What is known of the volumes.
 struct State {
     records: BTreeMap<String, VolumeRecord>,
+    snapshots: BTreeMap<String, SnapshotRecord>,
     luns: LunCounter,
     /// Volumes that are not served, and why.
     abnormal: BTreeMap<String, String>,
@@ -56,12 +58,20 @@ impl State {
         self.records.values().map(|record| record.lun).collect()
     }
 
-    /// Bytes promised to the volumes of an aggregate.
+    /// Bytes promised to the volumes of an aggregate, and to its snapshots: they come to own what their volumes overwrite.
     fn promised(&self, aggregate: &str) -> u64 {
-        self.records
+        let volumes = self
+            .records
             .values()
-            .filter(|record| record.aggregate == aggregate)
-            .map(|record| record.size_bytes)
+            .map(|record| (&record.aggregate, record.size_bytes));
+        let snapshots = self
+            .snapshots
+            .values()
+            .map(|record| (&record.aggregate, record.size_bytes));
+        volumes
+            .chain(snapshots)
+            .filter(|(home, _)| *home == aggregate)
+            .map(|(_, size)| size)
             .sum()
     }
 }
@@ -102,15 +112,17 @@ impl Lio {
             .iter()
             .map(|a| ReflinkPool::open(name, a.clone(), state_dir))
             .collect();
-        let mut records = BTreeMap::new();
+        let (mut records, mut snapshots) = (BTreeMap::new(), BTreeMap::new());
         for pool in pools.iter().filter(|pool| pool.is_open()) {
             records.extend(pool.records()?);
+            snapshots.extend(pool.snapshot_records()?);
         }
         let taken = records.values().map(|record| record.lun).collect();
         let luns = LunCounter::open(&state_dir.join(format!("system-{name}.lun")), &taken)?;
         let objects = Objects::new(configfs, name, &config.target_iqn(), config.portals.clone());
         let state = State {
             records,
+            snapshots,
             luns,
             abnormal: BTreeMap::new(),
         };
@@ -158,6 +170,7 @@ impl Lio {
             tracing::info!(volume.id = record.id, life = %record.life, "a crash left this volume unfinished: it is removed");
             self.purge(&mut state, &record)?;
         }
+        self.finish_snapshots(&mut state)?;
         // What lies in a closed aggregate is unknown: its objects stay.
         if self.pools.iter().all(ReflinkPool::is_open) {
             self.objects.remove_unwanted(state.records.values())?;

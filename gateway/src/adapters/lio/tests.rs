@@ -66,7 +66,11 @@ impl Array {
         self.try_start().unwrap()
     }
 
-    fn data(&self, id: &str) -> PathBuf {
+    pub(super) fn snapshot_data(&self, id: &str) -> PathBuf {
+        self.path("aggr1/snapshots").join(id).join("data")
+    }
+
+    pub(super) fn data(&self, id: &str) -> PathBuf {
         self.path("aggr1/volumes").join(id).join("data")
     }
 
@@ -79,7 +83,7 @@ impl Array {
     }
 }
 
-fn new(id: &str) -> NewVolume {
+pub(super) fn new(id: &str) -> NewVolume {
     NewVolume {
         id: id.to_owned(),
         aggregate: "aggr1".to_owned(),
@@ -88,6 +92,7 @@ fn new(id: &str) -> NewVolume {
         limit_bytes: 0,
         provision: Provision::Thin,
         attributes: BTreeMap::new(),
+        source: None,
     }
 }
 

@@ -4,7 +4,7 @@ use storagelink_proto::storagelink::v1;
 
 use super::Lio;
 use crate::{
-    adapter::{Access, Adapter, AdapterError, NewVolume},
+    adapter::{Access, Adapter, AdapterError, NewSnapshot, NewVolume},
     ids,
     records::{Life, MappingRecord, VERSION, VolumeRecord},
 };
@@ -50,6 +50,7 @@ impl Adapter for Lio {
             let existing = existing.clone();
             self.purge(&mut state, &existing)?;
         }
+        let from = self.source_data(&state, new, size_bytes)?;
         pool.check_room(size_bytes, state.promised(&new.aggregate), new.provision)?;
         let taken = state.taken_luns();
         let mut record = VolumeRecord {
@@ -64,10 +65,11 @@ impl Adapter for Lio {
             life: Life::Creating,
             attributes: new.attributes.clone(),
             mappings: vec![],
+            source: new.source.clone(),
         };
         self.save(&mut state, &record)?;
         let made = pool
-            .make_data(&record)
+            .make_data(&record, from.as_deref())
             .and_then(|()| {
                 self.objects
                     .ensure_backstore(&record, &pool.data(&record.id))
@@ -196,6 +198,18 @@ impl Adapter for Lio {
         Ok(self.show(&state, &record))
     }
 
+    fn take_snapshot(&self, new: &NewSnapshot) -> Result<v1::Snapshot, AdapterError> {
+        self.take_snapshot(new)
+    }
+
+    fn delete_snapshot(&self, id: &str) -> Result<(), AdapterError> {
+        self.delete_snapshot(id)
+    }
+
+    fn snapshots(&self) -> Result<Vec<v1::Snapshot>, AdapterError> {
+        Ok(self.list_snapshots())
+    }
+
     fn unmap(&self, id: &str, host: Option<&str>) -> Result<(), AdapterError> {
         let mut state = self.state();
         let Some(mut record) = state.records.get(id).cloned() else {
@@ -222,7 +236,7 @@ impl Adapter for Lio {
 }
 
 impl Lio {
-    fn ready(&self, state: &super::State, id: &str) -> Result<VolumeRecord, AdapterError> {
+    pub(super) fn ready(&self, state: &super::State, id: &str) -> Result<VolumeRecord, AdapterError> {
         let found = state.records.get(id).filter(|record| record.life == Life::Ready);
         found
             .cloned()
@@ -255,11 +269,15 @@ fn compare(existing: &VolumeRecord, new: &NewVolume, size_bytes: u64) -> Result<
     if existing.provision != new.provision {
         differs.push(format!("provision type {:?}", existing.provision));
     }
+    if existing.source != new.source {
+        let source = existing.source.as_ref().map(ToString::to_string);
+        differs.push(format!("source {}", source.unwrap_or_else(|| "none".to_owned())));
+    }
     if differs.is_empty() {
         Ok(())
     } else {
         Err(AdapterError::Differs {
-            id: new.id.clone(),
+            id: format!("volume {}", new.id),
             differs: differs.join(", "),
         })
     }
