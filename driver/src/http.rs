@@ -1,7 +1,7 @@
 //! HTTP for Kubernetes and Prometheus: `/livez`, `/readyz`, `/metrics`.
 //!
 //! Liveness says only that this process still answers: a gateway or a kubelet that is away must never make Kubernetes
-//! restart the driver. Nothing that is served here comes from a volume's data or a Secret.
+//! restart the driver.
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc};
 
@@ -11,7 +11,8 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use prometheus_client::registry::Registry;
+
+use crate::metrics::Metrics;
 
 /// The media type of what [`prometheus_client::encoding::text`] writes (OpenMetrics 1.0.0, section "Overall structure").
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -40,7 +41,7 @@ pub enum HttpError {
 pub async fn serve(
     address: SocketAddr,
     ready: Ready,
-    metrics: Arc<Registry>,
+    metrics: Metrics,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), HttpError> {
     let listener = tokio::net::TcpListener::bind(address)
@@ -53,7 +54,7 @@ pub async fn serve(
         .map_err(HttpError::Serve)
 }
 
-fn router(ready: Ready, metrics: Arc<Registry>) -> Router {
+fn router(ready: Ready, metrics: Metrics) -> Router {
     Router::new()
         .route("/livez", get(async || "ok\n"))
         .route(
@@ -65,12 +66,9 @@ fn router(ready: Ready, metrics: Arc<Registry>) -> Router {
         )
         .route(
             "/metrics",
-            get(async move || {
-                let mut text = String::new();
-                match prometheus_client::encoding::text::encode(&mut text, &metrics) {
-                    Ok(()) => ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
-                    Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-                }
+            get(async move || match metrics.text().await {
+                Ok(text) => ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+                Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
             }),
         )
 }
@@ -80,7 +78,6 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use axum::{body::Body, http::Request};
-    use prometheus_client::metrics::counter::Counter;
     use tower::ServiceExt as _;
 
     use super::*;
@@ -108,11 +105,12 @@ mod tests {
                 }
             })
         };
-        let mut registry = Registry::default();
-        let calls: Counter = Counter::default();
-        registry.register("calls", "Calls", calls.clone());
-        calls.inc();
-        let router = router(ready, Arc::new(registry));
+        let counted = Metrics::of_controller();
+        let took = std::time::Duration::from_millis(20);
+        counted
+            .calls()
+            .ended("/csi.v1.Controller/CreateVolume", tonic::Code::Ok, took);
+        let router = router(ready, counted);
         assert_eq!(ask(&router, "/livez").await, (StatusCode::OK, "ok\n".to_owned()));
         let (status, why) = ask(&router, "/readyz").await;
         assert_eq!(
@@ -122,6 +120,12 @@ mod tests {
         able.store(true, Ordering::Relaxed);
         assert_eq!(ask(&router, "/readyz").await.0, StatusCode::OK);
         let (_, metrics) = ask(&router, "/metrics").await;
-        assert!(metrics.contains("calls_total 1"), "{metrics}");
+        for line in [
+            r#"storagelink_csi_calls_total{method="CreateVolume",code="Ok"} 1"#,
+            r#"storagelink_csi_call_duration_seconds_count{method="CreateVolume"} 1"#,
+            "storagelink_build_info{version=",
+        ] {
+            assert!(metrics.contains(line), "{line} is not in {metrics}");
+        }
     }
 }

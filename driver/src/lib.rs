@@ -22,6 +22,7 @@ pub mod http;
 pub mod identity;
 pub mod ids;
 pub mod listen;
+pub mod metrics;
 pub mod mount;
 pub mod node;
 pub mod parameters;

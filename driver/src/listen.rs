@@ -7,14 +7,13 @@ use std::{
     future::Future,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
-use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     http::{self, HttpError, Ready},
+    metrics::Metrics,
     server::{ServeError, Services, serve},
 };
 
@@ -42,7 +41,7 @@ pub struct Listen {
     /// What /readyz says.
     pub ready: Ready,
     /// What /metrics shows.
-    pub metrics: Arc<Registry>,
+    pub metrics: Metrics,
 }
 
 impl Listen {
@@ -103,8 +102,8 @@ mod tests {
             csi: Services::new(),
             registration: None,
             http,
-            ready: Arc::new(|| Ok(())),
-            metrics: Arc::default(),
+            ready: std::sync::Arc::new(|| Ok(())),
+            metrics: Metrics::of_controller(),
         }
     }
 

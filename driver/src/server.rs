@@ -26,6 +26,8 @@ use tonic::{Code, Status};
 use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt};
 
+use crate::metrics::Calls;
+
 /// How long calls may go on after the signal to stop. Kubernetes grants 30 s before it kills.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(25);
 
@@ -105,12 +107,20 @@ type Route = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 #[derive(Clone, Default)]
 pub struct Services {
     routes: HashMap<&'static str, Route>,
+    calls: Option<Calls>,
 }
 
 impl Services {
     /// None yet.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Counts the calls.
+    #[must_use]
+    pub fn counted(mut self, calls: Calls) -> Self {
+        self.calls = Some(calls);
+        self
     }
 
     /// Adds a generated `…Server`.
@@ -152,6 +162,7 @@ impl Service<Request<Body>> for Services {
         let line = LogLine {
             method,
             volume: Arc::clone(&volume),
+            calls: self.calls.clone(),
             start: Instant::now(),
             written: false,
         };
@@ -180,11 +191,18 @@ pub fn note_volume(id: &str) {
 struct LogLine {
     method: String,
     volume: Arc<OnceLock<String>>,
+    calls: Option<Calls>,
     start: Instant,
     written: bool,
 }
 
 impl LogLine {
+    fn count(&self, code: Code) {
+        if let Some(calls) = &self.calls {
+            calls.ended(&self.method, code, self.start.elapsed());
+        }
+    }
+
     fn write(&mut self, answer: &Response<Body>) {
         self.written = true;
         // An error comes in the header; success comes in the trailers, which are still to be sent.
@@ -193,6 +211,7 @@ impl LogLine {
         let volume = self.volume.get().map(String::as_str);
         let duration = self.start.elapsed().as_secs_f64() * 1000.0;
         let method = self.method.as_str();
+        self.count(code);
         match status {
             Some(status) if code != Code::Ok => {
                 let error = status.message();
@@ -212,6 +231,7 @@ impl LogLine {
 impl Drop for LogLine {
     fn drop(&mut self) {
         if !self.written {
+            self.count(Code::Cancelled);
             let volume = self.volume.get().map(String::as_str);
             let duration = self.start.elapsed().as_secs_f64() * 1000.0;
             tracing::warn!(grpc.method = self.method.as_str(), volume.id = volume, grpc.code = ?Code::Cancelled, duration_ms = duration, "call given up by its caller");

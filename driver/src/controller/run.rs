@@ -12,6 +12,7 @@ use crate::codes::{chain, status};
 use crate::gateway::{Config, Deadlines, Gateways};
 use crate::identity::IdentityService;
 use crate::listen::Listen;
+use crate::metrics::Metrics;
 use crate::server::{Services, termination};
 
 /// The command line of `storagelink-csi controller`.
@@ -36,7 +37,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     // Only for the log: a gateway that is away must not keep the controller from starting.
     let greeting = tokio::spawn(greet(gateways.clone()));
     let topology = !gateways.fabrics().is_empty();
+    let metrics = Metrics::of_controller();
     let services = Services::new()
+        .counted(metrics.calls())
         .with(IdentityService::new(topology).server())
         .with(ControllerService::new(gateways).server());
     let listen = Listen {
@@ -46,7 +49,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         http: args.http_listen,
         // Not the gateway: a class may name another one, and a controller out of service could not say what is wrong.
         ready: Arc::new(|| Ok(())),
-        metrics: Arc::default(),
+        metrics,
     };
     let served = listen.until(stop, &CancellationToken::new()).await;
     greeting.abort();

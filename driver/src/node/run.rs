@@ -19,6 +19,7 @@ use crate::{
     fabrics::{Fabric, Fabrics},
     identity::IdentityService,
     listen::Listen,
+    metrics::Metrics,
     mount::HostMounts,
     programs::HostPrograms,
     publish_context::PublishContext,
@@ -121,7 +122,9 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
             }
         }
     });
+    let metrics = Metrics::of_node(engine.clone());
     let services = Services::new()
+        .counted(metrics.calls())
         .with(IdentityService::new(topology).server())
         .with(NodeService::new(node).server());
     let registrar = Registrar::new(socket_path(&args.endpoint)?);
@@ -136,7 +139,7 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         }),
         http: args.http_listen,
         ready: Arc::new(move || if registers { kubelet.registered() } else { Ok(()) }),
-        metrics: Arc::default(),
+        metrics,
     };
     let served = listen.until(stop, &stopping).await;
     resumed.abort();

@@ -184,7 +184,6 @@ impl Cluster {
                 "existingSecret": "array-credentials",
             },
             "fabrics": {"a": ["198.18.0.0/24"], "b": ["198.18.1.0/24"]},
-            "sidecars": {"snapshotter": {"enabled": false}},
             "storageClasses": [{
                 "name": "storagelink",
                 "parameters": {"system": array::SYSTEM, "aggregate": array::AGGREGATE_NAME},

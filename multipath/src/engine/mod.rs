@@ -7,6 +7,7 @@
 mod build;
 mod error;
 mod monitor;
+mod no_path;
 mod remove;
 mod uevent;
 mod view;
@@ -21,6 +22,7 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 pub use error::{BuildError, ProveError, RemoveError};
 pub use monitor::REPAIR_LOOK;
+pub use no_path::NO_PATH_RETRY;
 pub use view::{GroupView, Map, PathView, maps};
 
 use crate::{

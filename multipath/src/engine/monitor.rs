@@ -2,7 +2,8 @@
 //!
 //! Sleeps until the kernel tells of an event. While some path of a map is not well it looks at that map every [`REPAIR_LOOK`]: the states of SCSI
 //! devices and iSCSI sessions are told by no event. Healthy maps are only seen by the slow [`SWEEP`]. A path comes back only after a TEST UNIT
-//! READY and a fresh proof of its identity; the last usable path is never failed on suspicion. Never waits for one map's kernel calls before it
+//! READY and a fresh proof of its identity; the last usable path is never failed on suspicion; a map without any fails its I/O after a while
+//! ([`super::no_path`]). Never waits for one map's kernel calls before it
 //! looks at the next, and never has more than one check of a path under way, however long that one hangs.
 
 use std::{
@@ -35,7 +36,7 @@ const SUSPENDED: Duration = Duration::from_secs(5);
 
 /// What the monitor remembers between looks. Losing it costs nothing but a repeated check or log line.
 #[derive(Default)]
-struct Memory {
+pub(super) struct Memory {
     /// Paths whose check or message has not come back from the kernel.
     busy: HashSet<DevNo>,
     /// Paths that were checked in vain: how often, and until when they are left alone.
@@ -44,25 +45,27 @@ struct Memory {
     misled: HashSet<DevNo>,
     /// Since when a map is suspended.
     suspended: HashMap<String, Instant>,
+    /// Since when a map has no usable path.
+    pub(super) pathless: HashMap<String, Instant>,
 }
 
 #[derive(Clone, Default)]
-struct Shared(Arc<Mutex<Memory>>);
+pub(super) struct Shared(Arc<Mutex<Memory>>);
 
 impl Shared {
-    fn get(&self) -> MutexGuard<'_, Memory> {
+    pub(super) fn get(&self) -> MutexGuard<'_, Memory> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Claims a path; `None` while an earlier call for it has not returned.
-    fn claim(&self, path: DevNo) -> Option<Busy> {
+    /// Claims a path, or a map; `None` while an earlier call for it has not returned.
+    pub(super) fn claim(&self, path: DevNo) -> Option<Busy> {
         let mut memory = self.get();
         (memory.busy.len() < CHECKS && memory.busy.insert(path)).then(|| Busy(self.clone(), path))
     }
 }
 
-/// A claimed path. It belongs to the thread that makes the kernel call, so a call that hangs keeps the claim.
-struct Busy(Shared, DevNo);
+/// A claimed path or map. It belongs to the thread that makes the kernel call, so a call that hangs keeps the claim.
+pub(super) struct Busy(Shared, DevNo);
 
 impl Drop for Busy {
     fn drop(&mut self) {
@@ -148,6 +151,7 @@ impl Engine {
                 self.suspended(map, memory);
             } else {
                 memory.get().suspended.remove(&map.name);
+                self.bound_queueing(map, memory);
                 for path in map.paths() {
                     match (path.active, path.device_state.as_str()) {
                         (true, "running") => {
@@ -273,7 +277,7 @@ impl Engine {
         }
     }
 
-    async fn message(&self, map: &Map, message: String, busy: Busy) -> Result<(), String> {
+    pub(super) async fn message(&self, map: &Map, message: String, busy: Busy) -> Result<(), String> {
         let guard = self.lock(&map.wwid, CHECK).await.map_err(|error| full(&error))?;
         let (host, name) = (self.host.clone(), map.name.clone());
         worker::run("message-map", CHECK, move || {
@@ -295,9 +299,9 @@ fn forget(memory: &Shared, maps: &[Map]) {
     let mut memory = memory.get();
     memory.checked.retain(|path, _| paths.contains(path));
     memory.misled.retain(|path| paths.contains(path));
-    memory
-        .suspended
-        .retain(|name, _| maps.iter().any(|map| map.name == *name));
+    let known = |name: &String, _: &mut Instant| maps.iter().any(|map| map.name == *name);
+    memory.suspended.retain(known);
+    memory.pathless.retain(known);
 }
 
 /// TEST UNIT READY, which also takes the unit attentions of a reset, then the identity. Blocking.

@@ -306,3 +306,23 @@ async fn a_path_that_came_back_as_another_disk_stays_failed() {
         .await;
     assert_eq!(lab.map().await.paths().filter(|path| path.active).count(), 1);
 }
+
+#[tokio::test]
+async fn a_map_without_a_path_holds_io_for_a_while_and_again_when_one_is_back() {
+    let lab = lab(2).await;
+    lab.engine.build(spec(), lab.proven().await).await.unwrap();
+    for session in &lab.sessions {
+        lab.kernel.cut(*session, "transport-offline");
+    }
+    let begun = std::time::Instant::now();
+    lab.watch("it fails its I/O", |map| !map.queue_if_no_path).await;
+    assert!(begun.elapsed() >= crate::engine::NO_PATH_RETRY, "too early");
+    lab.kernel.heal(lab.sessions[1]);
+    lab.watch("it holds its I/O again", |map| map.queue_if_no_path)
+        .await;
+    // One path of two: nothing is failed, however long it lasts.
+    lab.engine
+        .monitor(tokio::time::sleep(3 * crate::engine::NO_PATH_RETRY))
+        .await;
+    assert!(lab.map().await.queue_if_no_path);
+}

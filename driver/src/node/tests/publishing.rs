@@ -191,7 +191,17 @@ async fn stats_tell_bytes_inodes_and_the_state_of_the_paths() {
     assert!(!well.abnormal && well.message.contains("2 of 2"), "{well:?}");
 
     let first = lab.kernel.sessions(TARGET, "192.0.2.1", 3260)[0];
+    let metrics = crate::metrics::Metrics::of_node(lab.node.0.engine.clone());
+    let paths = async |usable: usize, failed: usize| {
+        let text = metrics.text().await.expect("metrics");
+        for (state, number) in [("usable", usable), ("failed", failed)] {
+            let line = format!("state=\"{state}\"}} {number}\n");
+            assert!(text.contains(&line), "{line} is not in {text}");
+        }
+    };
+    paths(2, 0).await;
     lab.kernel.cut(first, "transport-offline");
+    paths(1, 1).await;
     let degraded = condition(lab.stats(PODS[0]).await.expect("stats"));
     assert!(
         degraded.abnormal && degraded.message.contains("1 of 2 paths are down"),

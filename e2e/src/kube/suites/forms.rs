@@ -308,7 +308,7 @@ async fn refused_mode(cluster: &Cluster) -> Result<()> {
         ensure!(
             events
                 .iter()
-                .any(|event| event.contains("volume_capabilities") && event.contains("MULTI_NODE")),
+                .any(|event| event.contains("volume_capability.access_mode") && event.contains("MULTI_NODE")),
             "{events:?}"
         );
         Ok(true)

@@ -184,5 +184,7 @@ async fn by_hand(report: &Report, cluster: &Cluster) -> Result<()> {
 async fn clean(cluster: &Cluster) -> Result<()> {
     cluster.collect().await?;
     cluster.kubectl.delete(&["statefulsets,pods", "--all"]).await?;
-    cluster.kubectl.delete(&["pvc", "--all"]).await
+    cluster.kubectl.delete(&["pvc", "--all"]).await?;
+    // What the next suite finds before it begins must not go away under it.
+    super::writers::no_volumes(cluster).await
 }
