@@ -8,15 +8,64 @@ use storagelink_proto::storagelink::v1::ProvisionType;
 
 use crate::fields::{self, FieldError, MAX_STRING_BYTES};
 
-/// The keys that a StorageClass may hold.
-pub const KEYS: [&str; 6] = [
-    "target",
-    "port",
-    "system",
-    "aggregate",
-    "protocol",
-    "provisionType",
+/// A key that a StorageClass may hold, for `docs/parameters.md`.
+#[derive(Debug, Clone, Copy)]
+pub struct Parameter {
+    /// The key.
+    pub key: &'static str,
+    /// What it may be.
+    pub values: &'static str,
+    /// What it is when it is not given.
+    pub default: &'static str,
+    /// What it does.
+    pub meaning: &'static str,
+}
+
+/// All of them, in the order of the documentation.
+pub const PARAMETERS: [Parameter; 6] = [
+    Parameter {
+        key: "system",
+        values: "a system's name",
+        default: "none: required",
+        meaning: "the storage system; without it CreateVolume answers INVALID_ARGUMENT and lists the systems",
+    },
+    Parameter {
+        key: "aggregate",
+        values: "a name, `auto`, or names in order, comma-separated",
+        default: "none: required",
+        meaning: "where the volume lives; without it CreateVolume answers INVALID_ARGUMENT and lists the aggregates with free space. \
+                  `auto` (most free space) and a list are an explicit wish to have it chosen: the chosen one is in the volume context",
+    },
+    Parameter {
+        key: "target",
+        values: "host name or address",
+        default: "the controller's configuration",
+        meaning: "the StorageLink service",
+    },
+    Parameter {
+        key: "port",
+        values: "1 to 65535",
+        default: "the controller's configuration, else 21605",
+        meaning: "its port",
+    },
+    Parameter {
+        key: "protocol",
+        values: "`iscsi`, `auto`",
+        default: "`auto`",
+        meaning: "the transport",
+    },
+    Parameter {
+        key: "provisionType",
+        values: "`thin`, `thick`",
+        default: "`thin`",
+        meaning: "space taken when written, or reserved at creation",
+    },
 ];
+
+/// Their keys.
+pub fn keys() -> impl Iterator<Item = &'static str> {
+    PARAMETERS.iter().map(|parameter| parameter.key)
+}
 /// The keys that external-provisioner adds by itself (`--extra-create-metadata`, `--default-fstype`).
 const PROVISIONER_KEYS: [&str; 4] = [
     "csi.storage.k8s.io/pvc/name",
@@ -80,11 +129,15 @@ impl Parameters {
         let mut unknown: Vec<&str> = map
             .keys()
             .map(String::as_str)
-            .filter(|key| !KEYS.contains(key) && !PROVISIONER_KEYS.contains(key))
+            .filter(|key| keys().all(|known| known != *key) && !PROVISIONER_KEYS.contains(key))
             .collect();
         unknown.sort_unstable();
         if !unknown.is_empty() {
-            let problem = format!("unknown: {}; known are {}", unknown.join(", "), KEYS.join(", "));
+            let problem = format!(
+                "unknown: {}; known are {}",
+                unknown.join(", "),
+                keys().collect::<Vec<_>>().join(", ")
+            );
             return Err(FieldError::new("parameters", problem));
         }
         let get = |key: &'static str, field: &'static str| match map.get(key) {

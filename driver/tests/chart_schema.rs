@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use storagelink_csi::parameters::{FS_TYPES, KEYS};
+use storagelink_csi::parameters::{self, FS_TYPES};
 
 #[test]
 fn the_schema_lists_the_parameters_and_file_systems_of_the_driver() {
@@ -16,7 +16,7 @@ fn the_schema_lists_the_parameters_and_file_systems_of_the_driver() {
         .keys()
         .map(String::as_str)
         .collect();
-    assert_eq!(known, KEYS.into());
+    assert_eq!(known, parameters::keys().collect());
     let types: Vec<&str> = class["fsType"]["enum"]
         .as_array()
         .expect("types")

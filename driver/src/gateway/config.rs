@@ -223,7 +223,10 @@ async fn read(key: &'static str, path: &Path) -> Result<String, ConfigError> {
 }
 
 fn fingerprint(text: &str) -> Result<[u8; 32], ConfigError> {
-    hex::decode(text.trim().replace(':', ""))
+    let text = text.trim();
+    // storagelinkd prints it so.
+    let digits = text.strip_prefix("sha256:").unwrap_or(text);
+    hex::decode(digits.replace(':', ""))
         .ok()
         .and_then(|bytes| bytes.try_into().ok())
         .ok_or_else(|| ConfigError::Fingerprint(text.to_owned()))
@@ -245,7 +248,8 @@ mod tests {
     fn what_is_accepted() {
         let hex = "ab".repeat(32);
         let colons = vec!["AB"; 32].join(":");
-        for text in [hex.as_str(), colons.as_str()] {
+        let printed = format!("sha256:{hex}");
+        for text in [hex.as_str(), colons.as_str(), printed.as_str()] {
             let config = parse(&format!("fingerprint = \"{text}\"")).unwrap();
             assert_eq!(config.trust(), &Trust::Fingerprints(vec![[0xab; 32]]));
             assert_eq!(config.endpoint().to_string(), "array.example:21605");

@@ -13,7 +13,7 @@
 //!
 //! [`service`] speaks gRPC; [`validate`] checks fields; [`stage`], [`unstage`], [`publish`], [`stats`], [`expand`] are
 //! one operation each; [`prepare`] decides about file systems; [`view`] reads the kernel; [`joins`] brings up late
-//! paths; [`transport`] is the seam to iSCSI; [`registration`] speaks with the kubelet; [`run`] is the program.
+//! paths; [`transport`] is the seam to iSCSI; [`registration`] speaks with the kubelet, [`events`] tells the cluster; [`run`] is the program.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -26,6 +26,7 @@ use crate::{
 };
 
 mod build_up;
+mod events;
 mod expand;
 pub mod fault;
 pub mod guard;

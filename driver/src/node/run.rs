@@ -9,7 +9,7 @@ use storagelink_multipath::{Engine, Host};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Config, Node, NodeService, Outside, info,
+    Config, Node, NodeService, Outside, events, info,
     journal::Entry,
     registration::{self, Registrar},
 };
@@ -53,6 +53,9 @@ pub struct NodeArgs {
     /// A fabric and its networks, <name>=<CIDR>[,<CIDR>]; once for each. The same on every node and in controller.toml.
     #[arg(long)]
     pub fabric: Vec<Fabric>,
+    /// Tell Kubernetes Events, as the pod's own service account.
+    #[arg(long)]
+    pub kube_events: bool,
     /// Address and port for /livez, /readyz and /metrics.
     #[arg(long)]
     pub http_listen: Option<SocketAddr>,
@@ -65,8 +68,13 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
     let topology = !fabrics.is_empty();
     let host_root = args.host_root.filter(|root| root.as_os_str() != "/");
     let programs = Arc::new(HostPrograms::find(host_root.as_deref()));
+    let mut warnings = Vec::new();
     for program in programs.missing() {
         tracing::warn!(%program, package = program.debian_package(), "program is not installed");
+        warnings.push(format!(
+            "program {program} is not installed: Debian package {}",
+            program.debian_package()
+        ));
     }
     let host = Host::kernel(args.state_dir.join("dev"));
     let engine = Engine::new(host.clone());
@@ -79,6 +87,7 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         Err(error) => {
             // NodeGetInfo says it too, until it is put right.
             tracing::warn!(error = chain(&error), "this node has no initiator name");
+            warnings.push(chain(&error));
             None
         }
     };
@@ -108,6 +117,10 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
     let monitor = {
         let (engine, stopping) = (engine.clone(), stopping.clone());
         tokio::spawn(async move { engine.monitor(stopping.cancelled()).await })
+    };
+    let events = match args.kube_events {
+        true => tell_events(&node, &engine, warnings).await,
+        false => None,
     };
     // In the background: nobody has to wait for it.
     let resumed = tokio::spawn({
@@ -143,10 +156,33 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
     };
     let served = listen.until(stop, &stopping).await;
     resumed.abort();
+    if let Some(events) = events {
+        events.abort();
+    }
     if let Err(error) = monitor.await {
         tracing::error!(%error, "the path monitor ended unexpectedly");
     }
     Ok(served?)
+}
+
+/// Starts to tell Events. A cluster that cannot be reached is no reason not to serve volumes.
+async fn tell_events(
+    node: &Node,
+    engine: &Engine,
+    warnings: Vec<String>,
+) -> Option<tokio::task::JoinHandle<()>> {
+    match kube::Client::try_default().await {
+        Ok(client) => Some(tokio::spawn(events::tell(
+            node.clone(),
+            engine.listen(),
+            warnings,
+            client,
+        ))),
+        Err(error) => {
+            tracing::warn!(error = chain(&error), "no Events: the cluster is not known");
+            None
+        }
+    }
 }
 
 impl Node {

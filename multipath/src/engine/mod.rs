@@ -8,6 +8,7 @@ mod build;
 mod error;
 mod monitor;
 mod no_path;
+mod notice;
 mod remove;
 mod uevent;
 mod view;
@@ -23,6 +24,7 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 pub use error::{BuildError, ProveError, RemoveError};
 pub use monitor::REPAIR_LOOK;
 pub use no_path::NO_PATH_RETRY;
+pub use notice::{Change, Notice};
 pub use view::{GroupView, Map, PathView, maps};
 
 use crate::{
@@ -89,6 +91,7 @@ type Held = Arc<OwnedMutexGuard<()>>;
 pub struct Engine {
     host: Host,
     locks: Arc<Mutex<HashMap<Wwid, Weak<AsyncMutex<()>>>>>,
+    notices: tokio::sync::broadcast::Sender<Notice>,
 }
 
 impl Engine {
@@ -98,6 +101,7 @@ impl Engine {
         Self {
             host,
             locks: Arc::default(),
+            notices: tokio::sync::broadcast::Sender::new(notice::BACKLOG),
         }
     }
 

@@ -45,6 +45,8 @@ pub(super) struct Memory {
     misled: HashSet<DevNo>,
     /// Since when a map is suspended.
     suspended: HashMap<String, Instant>,
+    /// Paths that were told to be lost, with the names of device and portal.
+    pub(super) lost: HashMap<DevNo, (String, String)>,
     /// Since when a map has no usable path.
     pub(super) pathless: HashMap<String, Instant>,
 }
@@ -151,6 +153,7 @@ impl Engine {
                 self.suspended(map, memory);
             } else {
                 memory.get().suspended.remove(&map.name);
+                self.notice(map, memory);
                 self.bound_queueing(map, memory);
                 for path in map.paths() {
                     match (path.active, path.device_state.as_str()) {
@@ -299,6 +302,7 @@ fn forget(memory: &Shared, maps: &[Map]) {
     let mut memory = memory.get();
     memory.checked.retain(|path, _| paths.contains(path));
     memory.misled.retain(|path| paths.contains(path));
+    memory.lost.retain(|path, _| paths.contains(path));
     let known = |name: &String, _: &mut Instant| maps.iter().any(|map| map.name == *name);
     memory.suspended.retain(known);
     memory.pathless.retain(known);

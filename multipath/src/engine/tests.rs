@@ -326,3 +326,28 @@ async fn a_map_without_a_path_holds_io_for_a_while_and_again_when_one_is_back() 
         .await;
     assert!(lab.map().await.queue_if_no_path);
 }
+
+#[tokio::test]
+async fn a_listener_hears_of_a_lost_path_once_and_of_its_return_once() {
+    use crate::engine::Change;
+    let lab = lab(2).await;
+    lab.engine.build(spec(), lab.proven().await).await.unwrap();
+    let mut notices = lab.engine.listen();
+    let script = async {
+        lab.kernel.cut(lab.sessions[0], "transport-offline");
+        let lost = notices.recv().await.unwrap();
+        assert_eq!((lost.change, lost.usable, lost.paths), (Change::Lost, 1, 2));
+        assert_eq!(lost.volume, VOLUME);
+        assert!(!lost.portal.is_empty());
+        lab.kernel.heal(lab.sessions[0]);
+        let back = notices.recv().await.unwrap();
+        assert_eq!((back.change, back.usable), (Change::Back, 2));
+        assert_eq!((back.device, back.portal), (lost.device, lost.portal));
+        let more = tokio::time::timeout(Duration::from_millis(300), notices.recv()).await;
+        assert!(more.is_err(), "{more:?}");
+    };
+    tokio::select! {
+        () = lab.engine.monitor(std::future::pending()) => unreachable!("it is never stopped"),
+        done = tokio::time::timeout(Duration::from_secs(10), script) => done.expect("in time"),
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use super::life::map_of;
 use crate::{
@@ -84,17 +84,39 @@ async fn cut(cluster: &Cluster, writers: &Writers, fabric: Fabric) -> Result<()>
             .all(|path| path.state != "running"))
     })
     .await?;
-    tokio::time::sleep(ON_ONE_FABRIC).await;
+    let begun = tokio::time::Instant::now();
+    told(cluster, writers, "PathLost", &dead).await?;
+    tokio::time::sleep_until(begun + ON_ONE_FABRIC).await;
     for pod in writers.pods() {
         writers.progress(cluster, &pod).await?;
     }
     Ok(())
 }
 
+/// The node, the claim and the pod say what became of the paths over a portal.
+async fn told(cluster: &Cluster, writers: &Writers, reason: &str, address: &str) -> Result<()> {
+    let pod = writers.pods().into_iter().next().context("a pod")?;
+    let node = cluster.guest(writers.node(cluster, &pod).await?).name();
+    let claim = format!("data-{pod}");
+    let objects = [("Node", node), ("PersistentVolumeClaim", &claim), ("Pod", &pod)];
+    wait::until("the Events of node, claim and pod", OUT_LIMIT, async || {
+        for (kind, name) in objects {
+            let events = cluster.kubectl.events("default", kind, name).await?;
+            ensure!(
+                events.iter().any(|event| event.contains(reason) && event.contains(address)),
+                "{kind} {name}: {events:?}"
+            );
+        }
+        Ok(true)
+    })
+    .await
+    .map(drop)
+}
+
 async fn heal(cluster: &Cluster, writers: &Writers, fabric: Fabric) -> Result<Duration> {
     let before = states(cluster, writers).await?;
     cluster.lab.array().heal(fabric).await?;
-    wait::until("both paths of all maps carry", OUT_LIMIT, async || {
+    let took = wait::until("both paths of all maps carry", OUT_LIMIT, async || {
         let now = states(cluster, writers).await?;
         for (before, now) in before.iter().zip(&now) {
             let shares = inspect::shares(before, now);
@@ -105,5 +127,7 @@ async fn heal(cluster: &Cluster, writers: &Writers, fabric: Fabric) -> Result<Du
         }
         Ok(true)
     })
-    .await
+    .await?;
+    told(cluster, writers, "PathBack", &cluster.lab.array().address(fabric)).await?;
+    Ok(took)
 }

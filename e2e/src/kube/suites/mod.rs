@@ -13,6 +13,7 @@ pub mod outages;
 pub mod rbac;
 pub mod secrets;
 pub mod statics;
+pub mod topology;
 pub mod upgrade;
 
 use std::path::Path;
@@ -53,6 +54,8 @@ pub enum KubeSuite {
     Statics,
     /// Fifty claims and pods at once
     Many,
+    /// A node that loses its routes to the array
+    Topology,
     /// A node drained and removed
     Drain,
     /// The part of Kubernetes' external storage suite that CI runs
@@ -81,6 +84,7 @@ impl KubeSuite {
                 Self::Outages,
                 Self::Statics,
                 Self::Many,
+                Self::Topology,
                 Self::Drain,
                 Self::External,
                 // They look at what the others did.
@@ -141,6 +145,7 @@ pub async fn run(
                 KubeSuite::Outages => outages::run(&mut report, &mut cluster).await,
                 KubeSuite::Statics => statics::run(&mut report, &cluster).await,
                 KubeSuite::Many => many::run(&mut report, &cluster).await,
+                KubeSuite::Topology => topology::run(&mut report, &cluster).await,
                 KubeSuite::Drain => drain::run(&mut report, &cluster).await,
                 KubeSuite::External => conformance::chosen(&mut report, &cluster).await,
                 KubeSuite::ExternalAll => conformance::all(&mut report, &cluster).await,
