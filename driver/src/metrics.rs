@@ -57,7 +57,12 @@ pub struct Calls {
 impl Calls {
     /// Counts a call that has ended. `path` is gRPC's, for example `/csi.v1.Node/NodeStageVolume`.
     pub fn ended(&self, path: &str, code: Code, took: Duration) {
-        let method = path.rsplit('/').next().unwrap_or_default().to_owned();
+        let method = match code {
+            // Anybody who may use the socket can make up names.
+            Code::Unimplemented => "other",
+            _ => path.rsplit('/').next().unwrap_or_default(),
+        }
+        .to_owned();
         let code = format!("{code:?}");
         self.total
             .get_or_create(&Call {

@@ -5,11 +5,12 @@ use std::collections::HashMap;
 use storagelink_proto::csi::v1::list_volumes_response::{Entry, VolumeStatus};
 use storagelink_proto::csi::v1::{
     ControllerGetVolumeRequest, ControllerGetVolumeResponse, ListVolumesRequest, ListVolumesResponse,
-    Volume as CsiVolume, VolumeCondition, controller_get_volume_response,
+    Topology, Volume as CsiVolume, VolumeCondition, controller_get_volume_response,
 };
 use storagelink_proto::storagelink::v1::{Host, Volume};
 use uuid::Uuid;
 
+use super::topology::Known;
 use super::{CommonError, Located};
 use crate::codes::Rpc;
 use crate::fields::{FieldError, MAX_MAP_BYTES};
@@ -33,21 +34,24 @@ pub(super) async fn list_volumes(
         .volumes(page_size, request.starting_token)
         .await
         .map_err(|error| error.during(Rpc::List))?;
-    let entries = volumes
-        .iter()
-        .filter_map(|volume| {
-            // What has another id was not made through CSI.
-            let id = VolumeId::from_uuid(Uuid::try_parse(&volume.id).ok()?);
-            let status = VolumeStatus {
-                published_node_ids: published_node_ids(volume),
-                volume_condition: Some(condition(volume)),
-            };
-            Some(Entry {
-                volume: Some(csi_volume(&id, volume)),
-                status: Some(status),
-            })
-        })
-        .collect();
+    let mut known = Known::default();
+    let mut entries = Vec::new();
+    for volume in &volumes {
+        // What has another id was not made through CSI.
+        let Ok(uuid) = Uuid::try_parse(&volume.id) else {
+            continue;
+        };
+        let topology = known.of(gateways, &client, &volume.system).await;
+        let topology = topology.map_err(|error| error.during(Rpc::List))?;
+        let status = VolumeStatus {
+            published_node_ids: published_node_ids(volume),
+            volume_condition: Some(condition(volume)),
+        };
+        entries.push(Entry {
+            volume: Some(csi_volume(&VolumeId::from_uuid(uuid), volume, topology)),
+            status: Some(status),
+        });
+    }
     Ok(ListVolumesResponse { entries, next_token })
 }
 
@@ -57,8 +61,12 @@ pub(super) async fn get_volume(
 ) -> Result<ControllerGetVolumeResponse, CommonError> {
     let located = Located::find(gateways, &request.volume_id, &HashMap::new()).await?;
     let volume = located.volume(Rpc::Get).await?;
+    let topology = Known::default()
+        .of(gateways, &located.client, &volume.system)
+        .await
+        .map_err(|error| error.during(Rpc::Get))?;
     Ok(ControllerGetVolumeResponse {
-        volume: Some(csi_volume(&located.id, &volume)),
+        volume: Some(csi_volume(&located.id, &volume, topology)),
         status: Some(controller_get_volume_response::VolumeStatus {
             published_node_ids: published_node_ids(&volume),
             volume_condition: Some(condition(&volume)),
@@ -84,13 +92,13 @@ pub(super) fn volume_context(id: &VolumeId, volume: &Volume) -> HashMap<String, 
     context
 }
 
-fn csi_volume(id: &VolumeId, volume: &Volume) -> CsiVolume {
+fn csi_volume(id: &VolumeId, volume: &Volume, accessible_topology: Vec<Topology>) -> CsiVolume {
     CsiVolume {
         capacity_bytes: i64::try_from(volume.size_bytes).unwrap_or(i64::MAX),
         volume_id: id.to_string(),
         volume_context: volume_context(id, volume),
         content_source: None,
-        accessible_topology: Vec::new(),
+        accessible_topology,
     }
 }
 

@@ -9,7 +9,7 @@ pub mod connect;
 pub mod error;
 pub mod tls;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +26,9 @@ use crate::parameters::{self, Parameters};
 
 /// More connections than this are not kept: the number of gateways that StorageClasses name is small.
 const MAX_CONNECTIONS: usize = 64;
+
+/// Systems about which a warning is remembered; after that many there are no more warnings.
+const MAX_WARNED: usize = 256;
 
 /// User and password of a gateway.
 #[derive(Debug, Clone)]
@@ -69,6 +72,8 @@ pub(crate) struct Shared {
     tls: Arc<rustls::ClientConfig>,
     deadlines: Deadlines,
     channels: Mutex<HashMap<Endpoint, Channel>>,
+    /// Systems about which a warning is in the log.
+    warned: Mutex<HashSet<(Endpoint, String)>>,
 }
 
 /// Why there is no client for a request.
@@ -101,7 +106,8 @@ impl Gateways {
             config,
             tls,
             deadlines,
-            channels: Mutex::new(HashMap::new()),
+            channels: Mutex::default(),
+            warned: Mutex::default(),
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -111,6 +117,13 @@ impl Gateways {
     /// The networks of portals, when there is a topology.
     pub fn fabrics(&self) -> &crate::fabrics::Fabrics {
         self.shared.config.fabrics()
+    }
+
+    /// Whether this is asked about a system for the first time: so that what holds at every call is logged once.
+    pub(crate) fn first_time(&self, endpoint: &Endpoint, system: &str) -> bool {
+        let mut warned = self.shared.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        // Bounded, whatever names StorageClasses hold.
+        warned.len() < MAX_WARNED && warned.insert((endpoint.clone(), system.to_owned()))
     }
 
     /// The configured gateway with the configured password.

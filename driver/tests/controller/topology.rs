@@ -1,7 +1,10 @@
 //! Volumes are made where a node can reach them, and counted where it can. The portals are 10.0.1.1 and fd00::1.
 
 use storagelink_proto::csi::v1::controller_server::Controller as _;
-use storagelink_proto::csi::v1::{CreateVolumeRequest, GetCapacityRequest, Topology, TopologyRequirement};
+use storagelink_proto::csi::v1::{
+    ControllerGetVolumeRequest, CreateVolumeRequest, GetCapacityRequest, ListVolumesRequest, Topology,
+    TopologyRequirement,
+};
 use tonic::{Code, Request};
 
 use crate::{Lab, create_request, refused, strings};
@@ -44,6 +47,32 @@ async fn a_volume_is_bound_to_the_fabrics_of_its_portals() {
     let made = lab.create(wanted("b-only", nodes.clone())).await.unwrap();
     assert_eq!(made.accessible_topology, [only("b")]);
     assert_eq!(lab.create(wanted("b-only", nodes)).await.unwrap(), made);
+}
+
+#[tokio::test]
+async fn lists_show_every_fabric_of_the_system_and_ask_for_each_system_once() {
+    let lab = Lab::with(FABRICS).await;
+    let narrow = vec![node("false", "true", "false")];
+    let volume = lab.create(wanted("b-only", narrow)).await.unwrap();
+    lab.create(create_request("anywhere")).await.unwrap();
+    lab.fake.array().calls.clear();
+    let list = lab
+        .controller
+        .list_volumes(Request::new(ListVolumesRequest::default()));
+    let entries = list.await.unwrap().into_inner().entries;
+    assert_eq!(entries.len(), 2);
+    for entry in entries {
+        let found = entry.volume.unwrap().accessible_topology;
+        assert_eq!(found, [only("a"), only("b")]);
+    }
+    let asked = |(call, _): &&(&str, String)| *call == "ListTargetPorts";
+    assert_eq!(lab.fake.array().calls.iter().filter(asked).count(), 1);
+    let request = ControllerGetVolumeRequest {
+        volume_id: volume.volume_id,
+    };
+    let got = lab.controller.controller_get_volume(Request::new(request)).await;
+    let found = got.unwrap().into_inner().volume.unwrap().accessible_topology;
+    assert_eq!(found, [only("a"), only("b")]);
 }
 
 #[tokio::test]
