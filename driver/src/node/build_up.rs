@@ -43,6 +43,7 @@ impl Work<'_> {
             tracing::warn!(volume.id = %volume, %portal, error, "path is missing, it is brought up in the background");
         }
         let proven = self.prove(paths, &wwid).await?;
+        self.remark(proven.len());
         let spec = MapSpec {
             volume: volume.to_string(),
             wwid: wwid.clone(),
@@ -68,6 +69,22 @@ impl Work<'_> {
         entry.formatting = None;
         self.node.journal.put(volume, entry).await?;
         Ok(missing.into_iter().map(|(portal, _)| portal).collect())
+    }
+
+    /// A volume that does not have all the paths that it could have, or that could only have one, is no silent matter.
+    fn remark(&self, paths: usize) {
+        let (volume, portals) = (self.volume, self.request.context.portals.len());
+        let text = match portals {
+            1 => format!(
+                "volume {volume}: its storage system offers one portal only: when it fails, no other path is left"
+            ),
+            _ if paths < portals => format!(
+                "volume {volume}: found {paths} of {portals} paths; the others are brought up in the background"
+            ),
+            _ => return,
+        };
+        // An error: nobody listens.
+        let _ = self.node.remarks.send(text);
     }
 
     /// Every path's identity, read from it now, all at once. A path that does not prove it is taken away.

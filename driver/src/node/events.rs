@@ -25,6 +25,10 @@ use crate::{DRIVER_NAME, codes::chain};
 
 /// A fabric's loss is told once for all of its paths: notices of so long are told together.
 const TOGETHER: Duration = Duration::from_secs(1);
+/// Longest note that the API server takes (kubernetes/pkg/apis/core/validation/events.go).
+const MAX_NOTE: usize = 1024;
+/// Longest action.
+const MAX_ACTION: usize = 128;
 /// Time for the API server to take what was found together.
 const TOLD: Duration = Duration::from_secs(30);
 
@@ -44,28 +48,42 @@ pub(super) async fn tell(
         client,
         node,
     };
+    let this = teller.this_node();
+    let mut remarks = teller.node.0.remarks.subscribe();
     for warning in warnings {
-        let this = teller.this_node();
         teller
-            .publish(EventType::Warning, "HostNotReady", warning, &this)
+            .in_time(teller.publish(EventType::Warning, "HostNotReady", warning, &this))
             .await;
     }
     loop {
         let mut together = Vec::new();
-        match notices.recv().await {
-            Ok(notice) => together.push(notice),
-            Err(broadcast::error::RecvError::Lagged(missed)) => {
-                tracing::warn!(missed, "more paths changed than can be told as Events");
+        tokio::select! {
+            remark = remarks.recv() => {
+                match remark {
+                    Ok(remark) => {
+                        let told = teller.publish(EventType::Warning, "FewPaths", remark, &this);
+                        teller.in_time(told).await;
+                    }
+                    Err(broadcast::error::RecvError::Lagged(missed)) => {
+                        tracing::warn!(missed, "more volumes lack paths than can be told as Events");
+                    }
+                    Err(broadcast::error::RecvError::Closed) => return,
+                }
+                continue;
             }
-            Err(broadcast::error::RecvError::Closed) => return,
+            notice = notices.recv() => match notice {
+                Ok(notice) => together.push(notice),
+                Err(broadcast::error::RecvError::Lagged(missed)) => {
+                    tracing::warn!(missed, "more paths changed than can be told as Events");
+                }
+                Err(broadcast::error::RecvError::Closed) => return,
+            }
         }
         let until = Instant::now() + TOGETHER;
         while let Ok(Ok(notice)) = tokio::time::timeout_at(until, notices.recv()).await {
             together.push(notice);
         }
-        if tokio::time::timeout(TOLD, teller.tell(&together)).await.is_err() {
-            tracing::warn!("the API server did not take all Events in time");
-        }
+        teller.in_time(teller.tell(&together)).await;
     }
 }
 
@@ -87,14 +105,14 @@ impl Teller {
         }
     }
 
+    async fn in_time(&self, told: impl Future<Output = ()>) {
+        if tokio::time::timeout(TOLD, told).await.is_err() {
+            tracing::warn!("the API server did not take all Events in time");
+        }
+    }
+
     async fn publish(&self, kind: EventType, reason: &str, note: String, about: &ObjectReference) {
-        let event = Event {
-            type_: kind,
-            reason: reason.to_owned(),
-            note: Some(note),
-            action: reason.to_owned(),
-            secondary: None,
-        };
+        let event = event(kind, reason, &note);
         if let Err(error) = self.recorder.publish(&event, about).await {
             tracing::warn!(
                 error = chain(&error),
@@ -213,6 +231,25 @@ fn publication(path: &Path) -> Option<(String, String)> {
     }
 }
 
+/// kube's Recorder counts Events of one object, reason and action as one and keeps the first one's note: what says
+/// something else, of another portal or another program, needs another action.
+fn event(kind: EventType, reason: &str, note: &str) -> Event {
+    Event {
+        type_: kind,
+        reason: reason.to_owned(),
+        note: Some(beginning(note, MAX_NOTE).to_owned()),
+        action: beginning(note, MAX_ACTION).to_owned(),
+        secondary: None,
+    }
+}
+
+/// As much of a text as fits, in whole characters.
+fn beginning(text: &str, bytes: usize) -> &str {
+    let fits = |(at, c): &(usize, char)| at + c.len_utf8() <= bytes;
+    let end = text.char_indices().take_while(fits).last();
+    &text[..end.map_or(0, |(at, c)| at + c.len_utf8())]
+}
+
 /// The volumes whose paths over a portal were lost, or are back.
 fn by_portal(notices: &[Notice]) -> BTreeMap<(String, bool), BTreeSet<&str>> {
     let mut all: BTreeMap<_, BTreeSet<&str>> = BTreeMap::new();
@@ -303,6 +340,17 @@ mod tests {
             found("/k/plugins/kubernetes.io/csi/csi.storagelink.io/0123/globalmount"),
             None
         );
+    }
+
+    #[test]
+    fn what_says_something_else_is_not_counted_as_the_same() {
+        let of = |note: &str| event(EventType::Warning, "PathLost", note);
+        let portals = ["192.0.2.1:3260", "192.0.2.2:3260"].map(|portal| of(&of_node(portal, true, 1)));
+        assert_ne!(portals[0].action, portals[1].action);
+        assert_eq!(of("same").action, of("same").action);
+        let long = of(&"ä".repeat(2000));
+        assert_eq!(long.note.expect("a note").len(), MAX_NOTE);
+        assert_eq!(long.action.len(), MAX_ACTION);
     }
 
     #[test]

@@ -19,6 +19,8 @@ use std::{path::PathBuf, sync::Arc};
 
 use storagelink_multipath::{Engine, host::Host};
 
+use tokio::sync::broadcast;
+
 use crate::{
     fabrics::Fabrics,
     mount::{Mounter, Mounts},
@@ -61,6 +63,9 @@ use guard::Guards;
 use joins::Joins;
 use journal::{Journal, JournalError};
 use transport::Transport;
+
+/// Remarks that a slow listener may be behind.
+const REMARKS: usize = 64;
 
 /// Who and where this node is.
 #[derive(Clone, Debug)]
@@ -106,6 +111,8 @@ struct Inner {
     journal: Journal,
     guards: Guards,
     joins: Joins,
+    /// What an administrator should know about this node, in plain words; heard by whoever tells Events.
+    remarks: broadcast::Sender<String>,
 }
 
 impl Node {
@@ -122,6 +129,7 @@ impl Node {
             journal,
             guards: Guards::default(),
             joins: Joins::default(),
+            remarks: broadcast::Sender::new(REMARKS),
         })))
     }
 }

@@ -72,8 +72,9 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
     for program in programs.missing() {
         tracing::warn!(%program, package = program.debian_package(), "program is not installed");
         warnings.push(format!(
-            "program {program} is not installed: Debian package {}",
-            program.debian_package()
+            "program {program} is not installed: Debian package {}, RHEL package {}",
+            program.debian_package(),
+            program.rhel_package()
         ));
     }
     let host = Host::kernel(args.state_dir.join("dev"));
@@ -87,7 +88,10 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         Err(error) => {
             // NodeGetInfo says it too, until it is put right.
             tracing::warn!(error = chain(&error), "this node has no initiator name");
-            warnings.push(chain(&error));
+            warnings.push(format!(
+                "{}: Debian package open-iscsi, RHEL package iscsi-initiator-utils",
+                chain(&error)
+            ));
             None
         }
     };

@@ -79,6 +79,15 @@ impl Program {
         }
     }
 
+    /// Package of Red Hat Enterprise Linux and its kin that carries it; btrfs-progs is in Fedora only.
+    #[must_use]
+    pub const fn rhel_package(self) -> &'static str {
+        match self {
+            Self::Iscsiadm => "iscsi-initiator-utils",
+            _ => self.debian_package(),
+        }
+    }
+
     /// True for a program that must be the host's own, even when the plugin runs in a container: iscsiadm speaks an
     /// unversioned protocol with the host's iscsid, so another build of it hangs.
     #[must_use]

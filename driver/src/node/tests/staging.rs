@@ -133,6 +133,23 @@ async fn one_dead_portal_is_joined_later_and_none_at_all_is_unavailable() {
 }
 
 #[tokio::test]
+async fn a_volume_with_fewer_paths_than_portals_is_remarked_upon() {
+    let lab = Lab::new();
+    let mut remarks = lab.node.0.remarks.subscribe();
+    lab.transport.dead.lock().unwrap().insert("192.0.2.2".to_owned());
+    lab.stage(ext4()).await.expect("one path is enough");
+    let remark = remarks.try_recv().expect("a remark");
+    assert!(
+        remark.contains(VOLUME) && remark.contains("1 of 2 paths"),
+        "{remark}"
+    );
+    lab.transport.dead.lock().unwrap().clear();
+    lab.unstage().await.expect("unstages");
+    lab.stage(ext4()).await.expect("stages");
+    remarks.try_recv().expect_err("both paths are there");
+}
+
+#[tokio::test]
 async fn an_unstage_stops_the_search_for_late_paths() {
     let lab = Lab::new();
     lab.transport.dead.lock().unwrap().insert("192.0.2.2".to_owned());
