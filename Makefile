@@ -6,10 +6,10 @@ HELM = $(shell . e2e/kube/versions.env; echo $(STORAGELINK_CACHE)/helm-v$$HELM/h
 DENY := $(STORAGELINK_CACHE)/cargo-deny-0.20.2/bin/cargo-deny
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build fmt lint unit check lab kube chart manifest images e2e-external demo test clean
+.PHONY: help deps build fmt lint unit check lab kube kube-all chart manifest images e2e-external demo test clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 deps: ## install missing Debian packages
 	@hack/install-deps.sh
@@ -37,7 +37,11 @@ lab: build ## the suites on real kernels
 	@hack/install-tools.sh $(STORAGELINK_CACHE) csi-sanity
 	$(LAB) suite all
 
-kube: build images ## the suites on a Kubernetes cluster of the lab's guests
+kube: build images ## the quick suites on a Kubernetes cluster of the lab's guests
+	@hack/install-kube.sh $(STORAGELINK_CACHE) kubernetes sidecars helm
+	$(LAB) kube life choices fabrics upgrade topology secrets
+
+kube-all: build images ## every suite on that cluster, and the chosen part of Kubernetes' own storage suite
 	@hack/install-kube.sh $(STORAGELINK_CACHE)
 	$(LAB) kube all
 
@@ -63,7 +67,7 @@ demo: deps ## the main job on a real kernel, to watch
 	cargo build --locked --workspace
 	$(LAB) demo
 
-test: check lab ## everything: lint, unit, simulated host, lab suites
+test: check chart lab kube ## lint, unit, simulated host, the chart, lab suites, the quick cluster suites
 
 clean: ## remove what was built (the cache outside the checkout stays)
 	cargo clean

@@ -10,10 +10,12 @@ lab=(busybox-static cpio iproute2 kmod xz-utils dbus udev util-linux
      e2fsprogs xfsprogs btrfs-progs)
 # The cluster lab: Debian's packages of what a worker runs and of the control plane's store.
 kube=(containerd runc etcd-server containernetworking-plugins nftables iptables)
+# The images: an engine, and the base that it builds on.
+images=(docker.io mmdebstrap)
 qemu_minimum=8.1
 
 missing=()
-for package in "${build[@]}" "${lab[@]}" "${kube[@]}"; do
+for package in "${build[@]}" "${lab[@]}" "${kube[@]}" "${images[@]}"; do
     dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
 done
 
@@ -50,5 +52,5 @@ if ! qemu_is_new_enough; then
     apt-get install -y -q --no-install-recommends -t bookworm-backports qemu-system-x86
 fi
 for program in cargo go; do
-    command -v "$program" >/dev/null || { echo "$program is missing: install Rust 1.90 or newer and Go 1.25 or newer" >&2; exit 1; }
+    command -v "$program" >/dev/null || { echo "$program is missing: install Rust 1.90 or newer and Go 1.26 or newer" >&2; exit 1; }
 done

@@ -15,6 +15,7 @@
 pub mod attach;
 pub mod codes;
 pub mod controller;
+pub mod doctor;
 pub mod fabrics;
 pub mod fields;
 pub mod gateway;

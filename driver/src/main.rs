@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use storagelink_csi::{controller, node};
+use storagelink_csi::{controller, doctor, node};
 use tracing_subscriber::EnvFilter;
 
 /// The CSI driver csi.storagelink.io.
@@ -28,16 +28,18 @@ enum LogFormat {
 
 #[derive(Subcommand)]
 enum Command {
-    /// The controller service, beside external-provisioner and external-attacher.
+    /// The controller service, beside its sidecars.
     Controller(controller::Args),
-    /// The node service, on every node, beside node-driver-registrar.
+    /// The node service, on every node.
     Node(node::NodeArgs),
+    /// Checks what this host, the service and the cluster need, and says what to do.
+    Doctor(doctor::Args),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match start(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             // The chain in one line: what failed, and why.
             eprintln!("storagelink-csi: {error:#}");
@@ -46,7 +48,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(cli: Cli) -> anyhow::Result<()> {
+fn start(cli: Cli) -> anyhow::Result<ExitCode> {
     let filter = EnvFilter::try_new(&cli.log)?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -55,13 +57,21 @@ fn start(cli: Cli) -> anyhow::Result<()> {
         LogFormat::Text => log.with_ansi(false).init(),
         LogFormat::Json => log.json().init(),
     }
-    tracing::info!(version = storagelink_csi::DRIVER_VERSION, "starting");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
+    let starting = || tracing::info!(version = storagelink_csi::DRIVER_VERSION, "starting");
     match cli.command {
-        Command::Controller(args) => runtime.block_on(controller::run(args)),
-        Command::Node(args) => runtime.block_on(node::run(args)),
+        Command::Controller(args) => {
+            starting();
+            runtime.block_on(controller::run(args))?;
+        }
+        Command::Node(args) => {
+            starting();
+            runtime.block_on(node::run(args))?;
+        }
+        Command::Doctor(args) => return Ok(runtime.block_on(doctor::run(args))),
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -2,7 +2,12 @@
 //!
 //! Stopping touches no map and no mount: I/O goes on without the plugin.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context;
 use storagelink_multipath::{Engine, Host};
@@ -16,18 +21,21 @@ use super::{
 use crate::{
     attach::iscsi::{self, Initiator},
     codes::chain,
+    doctor::{self, Severity},
     fabrics::{Fabric, Fabrics},
     identity::IdentityService,
     listen::Listen,
     metrics::Metrics,
     mount::HostMounts,
-    programs::HostPrograms,
+    programs::{Finished, HostPrograms, Invocation, Program, Programs as _},
     publish_context::PublishContext,
     server::{Services, socket_path, termination},
 };
 
 /// How often sessions are looked for that nobody uses. It reads the plugin's own records and sysfs.
 const SWEEP: Duration = Duration::from_secs(30);
+/// Time for modprobe: it reads files and runs a module's own start.
+const MODPROBE: Duration = Duration::from_secs(30);
 
 /// The command line of `storagelink-csi node`.
 #[derive(Debug, clap::Args)]
@@ -53,6 +61,9 @@ pub struct NodeArgs {
     /// A fabric and its networks, <name>=<CIDR>[,<CIDR>]; once for each. The same on every node and in controller.toml.
     #[arg(long)]
     pub fabric: Vec<Fabric>,
+    /// Load the kernel modules that are not loaded yet, with the host's modprobe.
+    #[arg(long)]
+    pub load_modules: bool,
     /// Tell Kubernetes Events, as the pod's own service account.
     #[arg(long)]
     pub kube_events: bool,
@@ -68,15 +79,10 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
     let topology = !fabrics.is_empty();
     let host_root = args.host_root.filter(|root| root.as_os_str() != "/");
     let programs = Arc::new(HostPrograms::find(host_root.as_deref()));
-    let mut warnings = Vec::new();
-    for program in programs.missing() {
-        tracing::warn!(%program, package = program.debian_package(), "program is not installed");
-        warnings.push(format!(
-            "program {program} is not installed: Debian package {}, RHEL package {}",
-            program.debian_package(),
-            program.rhel_package()
-        ));
+    if args.load_modules {
+        load_modules(&programs).await;
     }
+    let warnings = look_at_host(&host_root, &args.initiator_name_file, &programs).await;
     let host = Host::kernel(args.state_dir.join("dev"));
     let engine = Engine::new(host.clone());
     let mut attach = iscsi::Config::new(&args.state_dir);
@@ -88,10 +94,6 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         Err(error) => {
             // NodeGetInfo says it too, until it is put right.
             tracing::warn!(error = chain(&error), "this node has no initiator name");
-            warnings.push(format!(
-                "{}: Debian package open-iscsi, RHEL package iscsi-initiator-utils",
-                chain(&error)
-            ));
             None
         }
     };
@@ -167,6 +169,50 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         tracing::error!(%error, "the path monitor ended unexpectedly");
     }
     Ok(served?)
+}
+
+/// Loads what is not loaded. A failure is not the end: the module may be needed only later, and the host's check names it.
+async fn load_modules(programs: &HostPrograms) {
+    for (name, _) in doctor::host::MODULES {
+        if Path::new("/sys/module").join(name).exists() {
+            continue;
+        }
+        let invocation = Invocation::new(Program::Modprobe, ["-q", "--", name], MODPROBE);
+        match programs.run(invocation).await.and_then(Finished::ok) {
+            Ok(_) => tracing::info!(module = name, "loaded a kernel module"),
+            Err(error) => tracing::warn!(
+                module = name,
+                error = chain(&error),
+                "cannot load a kernel module"
+            ),
+        }
+    }
+}
+
+/// The host's part of `doctor`: what is not as it should be, for the log and for Events.
+async fn look_at_host(
+    host_root: &Option<PathBuf>,
+    initiator_name_file: &Path,
+    programs: &Arc<HostPrograms>,
+) -> Vec<String> {
+    let places = doctor::host::Places {
+        proc: "/proc".into(),
+        sys: "/sys".into(),
+        host_root: host_root.clone(),
+        initiator_name_file: initiator_name_file.to_owned(),
+    };
+    let programs = Arc::clone(programs);
+    let found = tokio::task::spawn_blocking(move || doctor::host::check(&places, &programs)).await;
+    let bad = found
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|f| f.severity != Severity::Good);
+    bad.map(|finding| {
+        let text = format!("{}: {}", finding.what, finding.found);
+        tracing::warn!(text, "this host is not ready");
+        text
+    })
+    .collect()
 }
 
 /// Starts to tell Events. A cluster that cannot be reached is no reason not to serve volumes.

@@ -35,11 +35,13 @@ pub enum Program {
     XfsGrowfs,
     /// Grows a mounted btrfs file system.
     Btrfs,
+    /// Loads kernel modules.
+    Modprobe,
 }
 
 impl Program {
     /// Every program, in the order in which they are reported.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Iscsiadm,
         Self::MkfsExt4,
         Self::MkfsXfs,
@@ -49,6 +51,7 @@ impl Program {
         Self::Resize2fs,
         Self::XfsGrowfs,
         Self::Btrfs,
+        Self::Modprobe,
     ];
 
     /// File name to look for.
@@ -64,6 +67,7 @@ impl Program {
             Self::Resize2fs => "resize2fs",
             Self::XfsGrowfs => "xfs_growfs",
             Self::Btrfs => "btrfs",
+            Self::Modprobe => "modprobe",
         }
     }
 
@@ -76,6 +80,7 @@ impl Program {
             Self::MkfsXfs | Self::XfsGrowfs => "xfsprogs",
             Self::MkfsBtrfs | Self::Btrfs => "btrfs-progs",
             Self::Blkid => "util-linux",
+            Self::Modprobe => "kmod",
         }
     }
 
@@ -89,10 +94,10 @@ impl Program {
     }
 
     /// True for a program that must be the host's own, even when the plugin runs in a container: iscsiadm speaks an
-    /// unversioned protocol with the host's iscsid, so another build of it hangs.
+    /// unversioned protocol with the host's iscsid, so another build of it hangs; modprobe needs the host's modules.
     #[must_use]
     pub const fn belongs_to_host(self) -> bool {
-        matches!(self, Self::Iscsiadm)
+        matches!(self, Self::Iscsiadm | Self::Modprobe)
     }
 }
 

@@ -44,6 +44,12 @@ pub async fn run(report: &mut Report, cluster: &mut Cluster) -> Result<()> {
         )
         .await?;
     report
+        .step(
+            "doctor finds nothing on this node, and names an iscsid that does not run",
+            doctor(cluster),
+        )
+        .await?;
+    report
         .step("nothing is left on the node and on the array", async {
             volume.take_down(cluster, NODE).await?;
             cluster.delete(&volume).await?;
@@ -52,6 +58,23 @@ pub async fn run(report: &mut Report, cluster: &mut Cluster) -> Result<()> {
             inspect::same("array", &before.1, &after.1)
         })
         .await
+}
+
+/// The pre-flight check of a node in use, and of one whose iscsid is gone (killed: its sessions stay in the kernel).
+async fn doctor(cluster: &Cluster) -> Result<()> {
+    let guest = cluster.guest(NODE);
+    let all = guest.exec(&["storagelink-csi", "doctor"]).await?;
+    ensure!(!all.contains("FAIL") && all.contains("iscsid: runs"), "{all}");
+    guest
+        .kill("iscsid", nix::sys::signal::Signal::SIGKILL as i32)
+        .await?;
+    guest.wait("iscsid", Duration::from_secs(10)).await?;
+    let all = guest.shell("storagelink-csi doctor || true").await?;
+    ensure!(all.contains("FAIL  iscsid: does not run"), "{all}");
+    guest
+        .spawn("iscsid", &["iscsid", "--foreground"], &[])
+        .await
+        .map(drop)
 }
 
 async fn snapshots(cluster: &Cluster) -> Result<(Vec<String>, Vec<String>)> {

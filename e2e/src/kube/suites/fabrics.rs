@@ -103,7 +103,9 @@ async fn told(cluster: &Cluster, writers: &Writers, reason: &str, address: &str)
         for (kind, name) in objects {
             let events = cluster.kubectl.events("default", kind, name).await?;
             ensure!(
-                events.iter().any(|event| event.contains(reason) && event.contains(address)),
+                events
+                    .iter()
+                    .any(|event| event.contains(reason) && event.contains(address)),
                 "{kind} {name}: {events:?}"
             );
         }

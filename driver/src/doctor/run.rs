@@ -1,0 +1,55 @@
+//! The subcommand `doctor`: prints one line for each thing that was looked at.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use super::{Finding, Severity, cluster, host, service};
+use crate::{codes::chain, gateway::Config, programs::HostPrograms};
+
+/// The command line of `storagelink-csi doctor`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Where the host's root file system is seen, when this runs in a container.
+    #[arg(long)]
+    pub host_root: Option<PathBuf>,
+    /// The file in which open-iscsi keeps this host's initiator name.
+    #[arg(long, default_value = "/etc/iscsi/initiatorname.iscsi")]
+    pub initiator_name_file: PathBuf,
+    /// The file controller.toml: also checks the service, and its portals from this host.
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// Also checks the cluster that the environment names.
+    #[arg(long)]
+    pub cluster: bool,
+}
+
+/// Looks at everything. The exit code says whether volumes can work: 0, or 1.
+#[allow(clippy::print_stdout, reason = "a command-line program")]
+pub async fn run(args: Args) -> ExitCode {
+    let places = host::Places {
+        proc: "/proc".into(),
+        sys: "/sys".into(),
+        host_root: args.host_root.filter(|root| root.as_os_str() != "/"),
+        initiator_name_file: args.initiator_name_file,
+    };
+    let programs = HostPrograms::find(places.host_root.as_deref());
+    let mut all = host::check(&places, &programs);
+    match args.config.map(|path| Config::load(&path)) {
+        Some(Ok(config)) => all.extend(service::check(config).await),
+        Some(Err(error)) => all.push(Finding::failure("configuration", chain(&error))),
+        None => {}
+    }
+    if args.cluster {
+        all.extend(cluster::check().await);
+    }
+    for finding in &all {
+        println!("{finding}");
+    }
+    let failed = all.iter().filter(|f| f.severity == Severity::Failure).count();
+    match failed {
+        0 => ExitCode::SUCCESS,
+        failed => {
+            println!("{failed} of {} need somebody", all.len());
+            ExitCode::FAILURE
+        }
+    }
+}
