@@ -230,7 +230,7 @@ mod tests {
                     h.write(
                         "host/lib/modules/6.1.0-1-amd64/modules.dep",
                         "kernel/drivers/md/dm-multipath.ko:\n",
-                    )
+                    );
                 },
                 "kernel module dm_round_robin",
                 "is not installed",
