@@ -3,9 +3,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use tokio::time::MissedTickBehavior;
 
-/// Asks `done` every 50 ms until it answers true; returns how long that took. An answer of `Err` counts as "not yet" and
+/// The pause between two looks: three times what a look took, within these.
+const SHORTEST: Duration = Duration::from_millis(50);
+const LONGEST: Duration = Duration::from_secs(2);
+
+/// Asks `done` again and again until it answers true; returns how long that took. An answer of `Err` counts as "not yet" and
 /// is part of the error once `limit` is over.
 pub async fn until(
     what: &str,
@@ -13,10 +16,8 @@ pub async fn until(
     mut done: impl AsyncFnMut() -> Result<bool>,
 ) -> Result<Duration> {
     let start = Instant::now();
-    let mut tick = tokio::time::interval(Duration::from_millis(50));
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        tick.tick().await;
+        let look = Instant::now();
         let late = start.elapsed() >= limit;
         match done().await {
             Ok(true) => return Ok(start.elapsed()),
@@ -24,5 +25,8 @@ pub async fn until(
             Err(error) if late => return Err(error).with_context(|| format!("{what}: not within {limit:?}")),
             Ok(false) | Err(_) => {}
         }
+        // A look that starts a program must not take the processor from what it waits for.
+        let pause = (look.elapsed() * 3).clamp(SHORTEST, LONGEST);
+        tokio::time::sleep(pause).await;
     }
 }

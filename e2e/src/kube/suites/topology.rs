@@ -94,7 +94,7 @@ async fn cut_off(cluster: &Cluster, guest: &Guest, report: &mut Report) -> Resul
                             ".status.conditions[?(@.type=='PodScheduled')].message",
                         )
                         .await?;
-                    Ok(message.contains("volume node affinity"))
+                    Ok(message.contains("PersistentVolume's node affinity"))
                 })
                 .await
                 .map(drop)

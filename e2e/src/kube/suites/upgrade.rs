@@ -103,6 +103,15 @@ pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
                 plugins_ready(cluster).await?;
                 unchanged(cluster, &writers, &mounts).await?;
                 for pod in writers.pods() {
+                    // A kubelet that has just started hears of its pods a little later.
+                    wait::until("the kubelet knows its pods", ROLLED_LIMIT, async || {
+                        cluster
+                            .kubectl
+                            .exec("default", &pod, &["true"])
+                            .await
+                            .map(|_| true)
+                    })
+                    .await?;
                     let restarts = cluster
                         .kubectl
                         .field(&["pod", &pod], ".status.containerStatuses[0].restartCount")
