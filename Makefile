@@ -67,7 +67,7 @@ demo: deps ## the main job on a real kernel, to watch
 	cargo build --locked --workspace
 	$(LAB) demo
 
-test: check chart lab kube ## lint, unit, simulated host, the chart, lab suites, the quick cluster suites
+test: check chart lab ## lint, unit, simulated host, the chart, lab suites
 
 clean: ## remove what was built (the cache outside the checkout stays)
 	cargo clean

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     report::Report,
     roles::{array, inspect, writer::Writer},
+    wait,
 };
 
 const SIZE: i64 = 256 << 20;
@@ -44,12 +45,6 @@ pub async fn run(report: &mut Report, cluster: &mut Cluster) -> Result<()> {
         )
         .await?;
     report
-        .step(
-            "doctor finds nothing on this node, and names an iscsid that does not run",
-            doctor(cluster),
-        )
-        .await?;
-    report
         .step("nothing is left on the node and on the array", async {
             volume.take_down(cluster, NODE).await?;
             cluster.delete(&volume).await?;
@@ -57,19 +52,26 @@ pub async fn run(report: &mut Report, cluster: &mut Cluster) -> Result<()> {
             inspect::same("node", &before.0, &after.0)?;
             inspect::same("array", &before.1, &after.1)
         })
+        .await?;
+    report
+        .step(
+            "doctor finds nothing on this node, and names an iscsid that does not run",
+            doctor(cluster),
+        )
         .await
 }
 
-/// The pre-flight check of a node in use, and of one whose iscsid is gone (killed: its sessions stay in the kernel).
+/// The pre-flight check of a node that has everything, and of one whose iscsid was killed.
 async fn doctor(cluster: &Cluster) -> Result<()> {
     let guest = cluster.guest(NODE);
-    let all = guest.exec(&["storagelink-csi", "doctor"]).await?;
+    let program = cluster.lab.program("storagelink-csi");
+    let all = guest.exec(&[&program, "doctor"]).await?;
     ensure!(!all.contains("FAIL") && all.contains("iscsid: runs"), "{all}");
     guest
         .kill("iscsid", nix::sys::signal::Signal::SIGKILL as i32)
         .await?;
     guest.wait("iscsid", Duration::from_secs(10)).await?;
-    let all = guest.shell("storagelink-csi doctor || true").await?;
+    let all = guest.shell(&format!("{program} doctor || true")).await?;
     ensure!(all.contains("FAIL  iscsid: does not run"), "{all}");
     guest
         .spawn("iscsid", &["iscsid", "--foreground"], &[])
