@@ -12,7 +12,6 @@ use super::{
 use crate::{
     report::Report,
     roles::{array, inspect, writer::Writer},
-    wait,
 };
 
 const SIZE: i64 = 256 << 20;
