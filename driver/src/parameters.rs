@@ -22,7 +22,7 @@ pub struct Parameter {
 }
 
 /// All of them, in the order of the documentation.
-pub const PARAMETERS: [Parameter; 6] = [
+pub const PARAMETERS: [Parameter; 7] = [
     Parameter {
         key: "system",
         values: "a system's name",
@@ -60,6 +60,13 @@ pub const PARAMETERS: [Parameter; 6] = [
         default: "`thin`",
         meaning: "space taken when written, or reserved at creation",
     },
+    Parameter {
+        key: "adopt",
+        values: "a LUN's name; `${pvc.namespace}` and `${pvc.name}` stand for the claim's",
+        default: "none: a new volume",
+        meaning: "the LUN with this name, which somebody else made in the aggregate, becomes the volume, with its size and content. \
+                  Refused while anybody may still be using it; never formatted",
+    },
 ];
 
 /// Their keys.
@@ -73,6 +80,7 @@ const PROVISIONER_KEYS: [&str; 4] = [
     "csi.storage.k8s.io/pv/name",
     "csi.storage.k8s.io/fstype",
 ];
+const ADOPT: &str = "parameters[adopt]";
 const FS_TYPE: &str = "csi.storage.k8s.io/fstype";
 
 /// The file systems that the node can make.
@@ -118,6 +126,8 @@ pub struct Parameters {
     pub aggregate: Option<AggregateChoice>,
     /// Thin when not given.
     pub provision_type: ProvisionType,
+    /// Name of the LUN that becomes the volume.
+    pub adopt: Option<String>,
     /// What external-provisioner said about the claim; stored with the volume on the array, for people.
     pub claim: BTreeMap<String, String>,
 }
@@ -167,6 +177,14 @@ impl Parameters {
         if let Some(fs_type) = map.get(FS_TYPE) {
             check_fs_type("parameters[csi.storage.k8s.io/fstype]", fs_type)?;
         }
+        let aggregate = map.get("aggregate").map(|text| aggregate(text)).transpose()?;
+        let adopt = get("adopt", ADOPT)?
+            .map(|text| lun_of_claim(&text, map))
+            .transpose()?;
+        if adopt.is_some() && !matches!(aggregate, None | Some(AggregateChoice::Named(_))) {
+            let problem = "must be one aggregate: the one in which the LUN of `adopt` is";
+            return Err(FieldError::new("parameters[aggregate]", problem));
+        }
         let claim = PROVISIONER_KEYS
             .iter()
             .filter(|key| **key != FS_TYPE)
@@ -177,11 +195,45 @@ impl Parameters {
             port,
             system: get("system", "parameters[system]")?,
             // Its names have their own limit, so only the whole map bounds an order.
-            aggregate: map.get("aggregate").map(|text| aggregate(text)).transpose()?,
+            aggregate,
             provision_type,
+            adopt,
             claim,
         })
     }
+}
+
+/// The name of a LUN, with the claim's names in their places.
+fn lun_of_claim(template: &str, map: &HashMap<String, String>) -> Result<String, FieldError> {
+    let mut name = template.to_owned();
+    for (place, key) in [
+        ("${pvc.namespace}", "csi.storage.k8s.io/pvc/namespace"),
+        ("${pvc.name}", "csi.storage.k8s.io/pvc/name"),
+    ] {
+        if name.contains(place) {
+            let value = map.get(key).ok_or_else(|| {
+                let problem = format!(
+                    "holds {place}, but {key} is missing (external-provisioner --extra-create-metadata)"
+                );
+                FieldError::new(ADOPT, problem)
+            })?;
+            name = name.replace(place, value);
+        }
+    }
+    if name.contains("${") {
+        return Err(FieldError::new(
+            ADOPT,
+            "only ${pvc.namespace} and ${pvc.name} can stand in it",
+        ));
+    }
+    if name.starts_with('.') || name.contains(|c: char| c.is_whitespace() || c == '/') {
+        return Err(FieldError::new(
+            ADOPT,
+            "is not a LUN's name: no blanks, no slashes, no dot at its beginning",
+        ));
+    }
+    fields::text(ADOPT, &name, MAX_STRING_BYTES)?;
+    Ok(name)
 }
 
 /// A port of 1 to 65535 in plain decimal.
@@ -282,6 +334,26 @@ mod tests {
     }
 
     #[test]
+    fn a_lun_to_adopt_is_named_by_the_class_or_by_the_claim() {
+        let adopt = |pairs: &[(&str, &str)]| parse(pairs).map(|parameters| parameters.adopt);
+        let claim = [
+            ("csi.storage.k8s.io/pvc/name", "data"),
+            ("csi.storage.k8s.io/pvc/namespace", "shop"),
+        ];
+        for (value, name) in [
+            ("oracle-1", "oracle-1"),
+            ("k8s.${pvc.namespace}.${pvc.name}", "k8s.shop.data"),
+        ] {
+            let pairs = [&claim[..], &[("adopt", value)]].concat();
+            assert_eq!(adopt(&pairs).unwrap().as_deref(), Some(name));
+        }
+        for aggregate in ["auto", "a,b"] {
+            let error = adopt(&[("adopt", "oracle-1"), ("aggregate", aggregate)]).unwrap_err();
+            assert!(error.to_string().contains("parameters[aggregate]"), "{error}");
+        }
+    }
+
+    #[test]
     fn every_refusal_names_its_key() {
         let long = "x".repeat(129);
         for (key, value) in [
@@ -302,6 +374,11 @@ mod tests {
             ("protocol", "fc"),
             ("protocol", "ISCSI"),
             ("provisionType", "thickest"),
+            ("adopt", ""),
+            ("adopt", "a b"),
+            ("adopt", "../a"),
+            ("adopt", "${pvc.name}"),
+            ("adopt", "${pv.name}"),
             ("csi.storage.k8s.io/fstype", "ntfs"),
             ("agregate", "typo"),
             ("csi.storage.k8s.io/other", "x"),

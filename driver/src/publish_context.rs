@@ -18,6 +18,8 @@ const LUN: &str = "lun";
 const WWID: &str = "wwid";
 const SIZE: &str = "sizeBytes";
 const READ_ONLY: &str = "readOnly";
+/// Not in the contexts of controllers before it: then the volume was made here.
+const ADOPTED: &str = "adopted";
 
 /// Why a map is not a publish context. The text names the key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -101,6 +103,8 @@ pub struct PublishContext {
     pub size_bytes: u64,
     /// The array refuses writes from this node.
     pub read_only: bool,
+    /// Somebody else made it: its content is not ours, so it is never formatted.
+    pub adopted: bool,
 }
 
 impl PublishContext {
@@ -117,6 +121,7 @@ impl PublishContext {
             (WWID, self.wwid.clone()),
             (SIZE, self.size_bytes.to_string()),
             (READ_ONLY, self.read_only.to_string()),
+            (ADOPTED, self.adopted.to_string()),
         ]
         .into_iter()
         .map(|(key, value)| (key.to_owned(), value))
@@ -149,10 +154,10 @@ impl PublishContext {
         if size_bytes == 0 {
             return Err(malformed(SIZE, "0", "a number of bytes"));
         }
-        let read_only = match get(READ_ONLY)? {
-            "true" => true,
-            "false" => false,
-            other => return Err(malformed(READ_ONLY, other, "true or false")),
+        let read_only = flag(READ_ONLY, get(READ_ONLY)?)?;
+        let adopted = match map.get(ADOPTED) {
+            Some(text) => flag(ADOPTED, text)?,
+            None => false,
         };
         Ok(Self {
             transport,
@@ -161,6 +166,7 @@ impl PublishContext {
             wwid: wwid.to_owned(),
             size_bytes,
             read_only,
+            adopted,
         })
     }
 }
@@ -181,6 +187,10 @@ fn malformed(key: &'static str, value: &str, expected: &'static str) -> ContextE
         value: value.to_owned(),
         expected,
     }
+}
+
+fn flag(key: &'static str, text: &str) -> Result<bool, ContextError> {
+    text.parse().map_err(|_| malformed(key, text, "true or false"))
 }
 
 fn number(key: &'static str, text: &str, limit: u64, expected: &'static str) -> Result<u64, ContextError> {
@@ -208,6 +218,7 @@ mod tests {
             wwid: format!("naa.6001405{}", "0".repeat(25)),
             size_bytes: 1 << 30,
             read_only: false,
+            adopted: false,
         }
     }
 
@@ -217,18 +228,19 @@ mod tests {
             portals in proptest::collection::vec(
                 (any::<std::net::IpAddr>(), 1u16.., 1u16.., "iqn\\.2026-01\\.[a-z]{1,9}:[a-z0-9:.-]{1,20}"), 1..5),
             lun in 0..=MAX_LUN, wwid in "naa\\.[0-9a-f]{32}", size_bytes in 1..=i64::MAX as u64, read_only in any::<bool>(),
+            adopted in any::<bool>(),
         ) {
             let portals = portals
                 .into_iter()
                 .map(|(ip, port, group_tag, target)| Portal { address: SocketAddr::new(ip, port), group_tag, target })
                 .collect();
-            let context = PublishContext { transport: Transport::Iscsi, portals, lun, wwid, size_bytes, read_only };
+            let context = PublishContext { transport: Transport::Iscsi, portals, lun, wwid, size_bytes, read_only, adopted };
             prop_assert_eq!(PublishContext::from_map(&context.to_map()), Ok(context));
         }
 
         #[test]
-        fn any_text_in_any_key_is_read_or_refused(key in 0usize..6, text in "\\PC{0,60}") {
-            let key = [PROTOCOL, PORTALS, LUN, WWID, SIZE, READ_ONLY][key];
+        fn any_text_in_any_key_is_read_or_refused(key in 0usize..7, text in "\\PC{0,60}") {
+            let key = [PROTOCOL, PORTALS, LUN, WWID, SIZE, READ_ONLY, ADOPTED][key];
             let mut map = sample().to_map();
             map.insert(key.to_owned(), text);
             if let Err(error) = PublishContext::from_map(&map) {
@@ -264,6 +276,7 @@ mod tests {
             (SIZE, "0"),
             (SIZE, "1G"),
             (READ_ONLY, "yes"),
+            (ADOPTED, ""),
         ] {
             let mut map = sample().to_map();
             map.insert(key.to_owned(), value.to_owned());

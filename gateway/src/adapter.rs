@@ -71,6 +71,28 @@ pub enum AdapterError {
         /// Why not.
         problem: String,
     },
+    /// No LUN of somebody else has this name.
+    #[error(
+        "aggregate `{aggregate}` of system `{system}` has no LUN `{lun}` of somebody else; it has: {choices}"
+    )]
+    NoLunNamed {
+        /// System.
+        system: String,
+        /// Aggregate.
+        aggregate: String,
+        /// What was asked for.
+        lun: String,
+        /// What there is.
+        choices: String,
+    },
+    /// Somebody may still be using a LUN, or its content may not be what it seems.
+    #[error("LUN `{lun}` is not adopted, nothing of it was changed: {problem}")]
+    InDoubt {
+        /// Its name.
+        lun: String,
+        /// What is in doubt, and how to clear it.
+        problem: String,
+    },
     /// No such aggregate.
     #[error("system `{system}` has no aggregate `{aggregate}`; it has: {choices}")]
     NoAggregate {

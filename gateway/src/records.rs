@@ -90,6 +90,8 @@ pub enum Source {
     Volume(String),
     /// The content of the snapshot with this id.
     Snapshot(String),
+    /// It is the LUN that somebody else made under this name.
+    Lun(String),
 }
 
 impl std::fmt::Display for Source {
@@ -97,6 +99,7 @@ impl std::fmt::Display for Source {
         match self {
             Self::Volume(id) => write!(f, "volume {id}"),
             Self::Snapshot(id) => write!(f, "snapshot {id}"),
+            Self::Lun(name) => write!(f, "LUN `{name}`"),
         }
     }
 }
@@ -132,6 +135,9 @@ pub struct VolumeRecord {
     /// What it was made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
+    /// Of an adopted LUN: the old name of its data file, until it is taken away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former_file: Option<PathBuf>,
 }
 
 /// The record of a snapshot.
@@ -270,14 +276,7 @@ impl VolumeRecord {
     /// As the protocol shows it.
     #[must_use]
     pub fn to_volume(&self, system: &str) -> v1::Volume {
-        let (source_volume_id, source_snapshot_id) = match self.source.clone() {
-            None => Default::default(),
-            Some(Source::Volume(id)) => (id, String::new()),
-            Some(Source::Snapshot(id)) => (String::new(), id),
-        };
-        v1::Volume {
-            source_volume_id,
-            source_snapshot_id,
+        let mut volume = v1::Volume {
             id: self.id.clone(),
             system: system.to_owned(),
             aggregate: self.aggregate.clone(),
@@ -292,9 +291,15 @@ impl VolumeRecord {
                 .iter()
                 .map(|mapping| mapping.to_wire(self.lun))
                 .collect(),
-            used_bytes: 0,
-            abnormal_reason: String::new(),
+            ..v1::Volume::default()
+        };
+        match self.source.clone() {
+            None => {}
+            Some(Source::Volume(id)) => volume.source_volume_id = id,
+            Some(Source::Snapshot(id)) => volume.source_snapshot_id = id,
+            Some(Source::Lun(name)) => volume.source_lun = name,
         }
+        volume
     }
 }
 
@@ -355,6 +360,7 @@ mod tests {
                     attributes,
                     mappings,
                     source: None,
+                    former_file: None,
                 },
             )
     }

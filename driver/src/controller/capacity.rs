@@ -7,8 +7,8 @@ use storagelink_proto::storagelink::v1::{Aggregate, ProvisionType};
 
 use super::CommonError;
 use super::capability::Capability;
-use super::create::provides;
 use super::offers::{Offer, describe_aggregates, describe_offers, offers};
+use super::place::provides;
 use super::topology::reach;
 use crate::codes::Rpc;
 use crate::fields::FieldError;

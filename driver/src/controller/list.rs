@@ -85,6 +85,9 @@ pub(super) fn volume_context(id: &VolumeId, volume: &Volume) -> HashMap<String, 
         ),
         ("wwid".to_owned(), volume.wwid.clone()),
     ]);
+    if !volume.source_lun.is_empty() {
+        context.insert("adoptedLun".to_owned(), volume.source_lun.clone());
+    }
     if let Some(endpoint) = id.endpoint() {
         context.insert("target".to_owned(), endpoint.host().to_owned());
         context.insert("port".to_owned(), endpoint.port().to_string());

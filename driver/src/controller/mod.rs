@@ -11,6 +11,7 @@ mod delete;
 mod expand;
 mod list;
 mod offers;
+mod place;
 mod publish;
 mod run;
 mod snapshot;

@@ -187,6 +187,7 @@ fn publish_context(
         wwid: mapped.wwid.clone(),
         size_bytes: mapped.size_bytes,
         read_only,
+        adopted: !volume.source_lun.is_empty(),
     })
 }
 

@@ -180,6 +180,7 @@ impl Work<'_> {
             programs: self.node.programs.as_ref(),
             journal: &self.node.journal,
             volume: self.volume,
+            may_format: !self.request.context.adopted,
         };
         let found = preparer.prepare(disk, fs, read_only, entry).await?;
         self.node

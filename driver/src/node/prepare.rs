@@ -100,6 +100,14 @@ pub enum PrepareError {
         /// Which volume.
         volume: Uuid,
     },
+    /// It was somebody's LUN and holds nothing that is known: what it holds is their business.
+    #[error(
+        "volume {volume} is an adopted LUN without a file system: an adopted LUN is never formatted; make one on it by hand, or use it as a raw block volume"
+    )]
+    BlankAdopted {
+        /// Which volume.
+        volume: Uuid,
+    },
     /// What the maker left is not the file system.
     #[error("volume {volume}: after mkfs for {wanted} the disk shows {found}")]
     NotMade {
@@ -128,9 +136,10 @@ impl Coded for PrepareError {
     fn code(&self) -> Code {
         match self {
             Self::Overdue { .. } => Code::DeadlineExceeded,
-            Self::Different { .. } | Self::NotBlank { .. } | Self::BlankReadOnly { .. } => {
-                Code::FailedPrecondition
-            }
+            Self::Different { .. }
+            | Self::NotBlank { .. }
+            | Self::BlankReadOnly { .. }
+            | Self::BlankAdopted { .. } => Code::FailedPrecondition,
             Self::Fs {
                 source: FsError::Damaged { .. },
                 ..
@@ -150,6 +159,8 @@ pub struct Preparer<'a> {
     pub journal: &'a Journal,
     /// Which volume.
     pub volume: Uuid,
+    /// A blank one may get a file system.
+    pub may_format: bool,
 }
 
 impl Preparer<'_> {
@@ -202,6 +213,9 @@ impl Preparer<'_> {
                 volume: self.volume,
                 what,
             });
+        }
+        if !self.may_format {
+            return Err(PrepareError::BlankAdopted { volume: self.volume });
         }
         if read_only {
             return Err(PrepareError::BlankReadOnly { volume: self.volume });

@@ -1,6 +1,7 @@
 //! CreateVolume: where, how large, again, and what remains when it fails half-way.
 
-use storagelink_proto::csi::v1::{CapacityRange, CreateVolumeRequest};
+use storagelink_proto::csi::v1::volume_content_source::{Type, VolumeSource};
+use storagelink_proto::csi::v1::{CapacityRange, CreateVolumeRequest, VolumeContentSource};
 use tonic::Code;
 
 use crate::fake::{Fault, GIB};
@@ -281,6 +282,43 @@ async fn a_call_that_lost_the_race_answers_the_winners_volume() {
     lab.fake.array().systems.get_mut("lab").unwrap()[0].free_bytes = 19 * GIB;
     lab.fake.order("GetVolume", Fault::Refuse(Code::NotFound));
     assert_eq!(lab.create(placed("pvc-1", "lab", "auto")).await.unwrap(), first);
+}
+
+#[tokio::test]
+async fn a_lun_of_somebody_else_becomes_the_volume_in_the_aggregate_that_is_named() {
+    let lab = Lab::new().await;
+    let mut request = create_request("pvc-1");
+    for (key, value) in [
+        ("adopt", "old.${pvc.name}"),
+        ("csi.storage.k8s.io/pvc/name", "ledger"),
+    ] {
+        request.parameters.insert(key.to_owned(), value.to_owned());
+    }
+    // A full aggregate: the LUN has its room already.
+    lab.fake.array().systems.get_mut("lab").unwrap()[0].maximum_volume_bytes = 0;
+    let made = lab.create(request.clone()).await.unwrap();
+    assert_eq!(made.volume_context["adoptedLun"], "old.ledger");
+    assert_eq!(lab.create(request.clone()).await.unwrap(), made);
+    // The same name for another LUN, for none, and with content of its own.
+    let mut other = request.clone();
+    other.parameters.insert("adopt".to_owned(), "other".to_owned());
+    refused(lab.create(other).await, Code::AlreadyExists, &["old.ledger"]);
+    refused(
+        lab.create(create_request("pvc-1")).await,
+        Code::AlreadyExists,
+        &["old.ledger"],
+    );
+    let mut copy = request;
+    copy.volume_content_source = Some(VolumeContentSource {
+        r#type: Some(Type::Volume(VolumeSource {
+            volume_id: made.volume_id,
+        })),
+    });
+    refused(
+        lab.create(copy).await,
+        Code::InvalidArgument,
+        &["volume_content_source", "adopt"],
+    );
 }
 
 #[tokio::test]

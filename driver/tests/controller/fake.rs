@@ -308,6 +308,7 @@ impl StorageLink for Fake {
                     attributes: request.attributes,
                     source_volume_id: request.source_volume_id,
                     source_snapshot_id: request.source_snapshot_id,
+                    source_lun: request.source_lun,
                     ..Default::default()
                 };
                 array.volumes.insert(request.id.clone(), volume);

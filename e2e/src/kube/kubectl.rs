@@ -159,4 +159,21 @@ impl Kubectl {
             })
             .collect())
     }
+
+    /// Waits for an Event about an object of the namespace `default` that holds all of these words; the Event.
+    pub async fn told(&self, kind: &str, name: &str, words: &[&str], limit: Duration) -> Result<String> {
+        let mut found = String::new();
+        wait::until(&format!("the Event of {kind} {name}"), limit, async || {
+            let events = self.events("default", kind, name).await?;
+            match events.iter().find(|e| words.iter().all(|word| e.contains(word))) {
+                Some(event) => {
+                    found.clone_from(event);
+                    Ok(true)
+                }
+                None => bail!("none of {events:?} holds {words:?}"),
+            }
+        })
+        .await?;
+        Ok(found)
+    }
 }

@@ -106,6 +106,7 @@ mod tests {
     fn a_lost_write_is_found() {
         let directory = tempfile::tempdir().unwrap();
         let options = write::Options {
+            every_ms: 0,
             target: directory.path().join("data"),
             log: directory.path().join("log"),
             blocks: 8,

@@ -9,7 +9,7 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -50,6 +50,9 @@ pub struct Options {
     /// Marks this run's blocks.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// Begin a write of a job at most every so many milliseconds; 0: one after the other.
+    #[arg(long, default_value_t = 0)]
+    pub every_ms: u64,
     /// Stop after so many seconds [default: at SIGTERM].
     #[arg(long)]
     pub seconds: Option<u64>,
@@ -150,6 +153,12 @@ fn one_job(
         }
         if took > summary.longest_us {
             (summary.longest_us, summary.longest_at_us) = (took, began);
+        }
+        drop(summary);
+        // The pace of the load: nobody wakes it, nothing is waited for.
+        let pause = options.every_ms.saturating_mul(1000).saturating_sub(took);
+        if pause > 0 {
+            std::thread::park_timeout(Duration::from_micros(pause));
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Where volumes' data lie.
 
+mod adopt;
 mod filesystem;
 pub mod reflink;
 mod snapshots;

@@ -386,7 +386,7 @@ impl ReflinkPool {
         self.checked()?;
         let directory = self.home(kind).join(id);
         let remove = || -> io::Result<()> {
-            files::remove_file_if_there(&directory.join(DATA))?;
+            super::adopt::give_back(&directory.join(DATA))?;
             files::remove_file_if_there(&directory.join(crate::records::RECORD))?;
             match fs::remove_dir(&directory) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

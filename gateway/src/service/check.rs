@@ -41,15 +41,33 @@ pub(super) fn snapshot(request: &v1::CreateSnapshotRequest) -> Result<(), Status
 
 /// What a volume is made from.
 pub(super) fn source(request: &v1::CreateVolumeRequest) -> Result<Option<Source>, Status> {
-    let (volume, snapshot) = (&request.source_volume_id, &request.source_snapshot_id);
-    match (volume.is_empty(), snapshot.is_empty()) {
-        (true, true) => Ok(None),
-        (false, true) => uuid("source_volume_id", volume).map(|()| Some(Source::Volume(volume.clone()))),
-        (true, false) => {
-            uuid("source_snapshot_id", snapshot).map(|()| Some(Source::Snapshot(snapshot.clone())))
-        }
-        (false, false) => Err(bad("source_snapshot_id", "excludes source_volume_id")),
+    let given: Vec<(&str, &String)> = [
+        ("source_volume_id", &request.source_volume_id),
+        ("source_snapshot_id", &request.source_snapshot_id),
+        ("source_lun", &request.source_lun),
+    ]
+    .into_iter()
+    .filter(|(_, value)| !value.is_empty())
+    .collect();
+    match given[..] {
+        [] => Ok(None),
+        [(field @ "source_volume_id", id)] => uuid(field, id).map(|()| Some(Source::Volume(id.clone()))),
+        [(field @ "source_snapshot_id", id)] => uuid(field, id).map(|()| Some(Source::Snapshot(id.clone()))),
+        [(field, lun)] => lun_name(field, lun).map(|()| Some(Source::Lun(lun.clone()))),
+        [(first, _), (second, _), ..] => Err(bad(second, &format!("excludes {first}"))),
     }
+}
+
+/// A name as targetcli gives it: one directory name in configfs.
+fn lun_name(field: &str, lun: &str) -> Result<(), Status> {
+    let allowed = |c: char| !c.is_control() && !c.is_whitespace() && c != '/';
+    if lun.len() > NAME || lun.starts_with('.') || !lun.chars().all(allowed) {
+        return Err(bad(
+            field,
+            "must be 1 to 128 bytes without blanks, slashes and control characters, and not begin with a dot",
+        ));
+    }
+    Ok(())
 }
 
 pub(super) fn protocol(value: i32) -> Result<v1::Protocol, Status> {

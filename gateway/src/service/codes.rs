@@ -7,12 +7,15 @@ use crate::adapter::AdapterError;
 /// The code for an error.
 pub(super) fn code(error: &AdapterError) -> Code {
     match error {
-        AdapterError::NoVolume(_) | AdapterError::NoSnapshot(_) | AdapterError::NoAggregate { .. } => {
-            Code::NotFound
-        }
+        AdapterError::NoVolume(_)
+        | AdapterError::NoSnapshot(_)
+        | AdapterError::NoLunNamed { .. }
+        | AdapterError::NoAggregate { .. } => Code::NotFound,
         AdapterError::Source { .. } => Code::InvalidArgument,
         AdapterError::Differs { .. } | AdapterError::MappedDifferently { .. } => Code::AlreadyExists,
-        AdapterError::Mapped { .. } | AdapterError::SharedInitiator { .. } => Code::FailedPrecondition,
+        AdapterError::Mapped { .. } | AdapterError::SharedInitiator { .. } | AdapterError::InDoubt { .. } => {
+            Code::FailedPrecondition
+        }
         AdapterError::Full { .. } | AdapterError::NoLun(_) => Code::ResourceExhausted,
         AdapterError::Limit { .. } => Code::OutOfRange,
         AdapterError::Data { .. } => Code::DataLoss,

@@ -41,6 +41,24 @@ async fn what_only_blkid_sees_is_refused_too_and_so_is_a_blkid_that_cannot_look(
 }
 
 #[tokio::test]
+async fn an_adopted_lun_is_never_formatted_and_mounted_when_it_has_what_is_asked_for() {
+    let lab = Lab::new();
+    let adopted = |r: &mut NodeStageVolumeRequest| {
+        drop(r.publish_context.insert("adopted".into(), "true".into()));
+    };
+    assert_eq!(
+        code(lab.stage_with(ext4(), adopted).await, "never formatted"),
+        Code::FailedPrecondition
+    );
+    assert!(lab.content.snapshot(WWID).is_empty());
+    lab.assert_clean("after the refusal");
+    lab.content
+        .write(WWID, 0, &superblock::sample(FsType::Ext4, SIZE));
+    lab.stage_with(ext4(), adopted).await.expect("stages");
+    lab.unstage().await.expect("unstages");
+}
+
+#[tokio::test]
 async fn an_old_or_foreign_record_of_a_format_is_no_permission() {
     let lab = Lab::new();
     lab.content.write(WWID, 4096, b"somebody's data");

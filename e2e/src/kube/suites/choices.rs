@@ -14,7 +14,6 @@ use crate::{
     },
     report::Report,
     roles::array,
-    wait,
 };
 
 const CLASS: &str = "choices";
@@ -83,22 +82,9 @@ async fn steps(report: &mut Report, cluster: &Cluster) -> Result<()> {
         .map(drop)
 }
 
-/// Waits for an Event of the claim that holds all of these; the Event.
 async fn told(cluster: &Cluster, words: &[&str]) -> Result<String> {
-    let mut found = String::new();
-    wait::until("the claim's Event", EVENT_LIMIT, async || {
-        let events = cluster
-            .kubectl
-            .events("default", "PersistentVolumeClaim", CLAIM)
-            .await?;
-        match events.iter().find(|e| words.iter().all(|word| e.contains(word))) {
-            Some(event) => {
-                found.clone_from(event);
-                Ok(true)
-            }
-            None => anyhow::bail!("none of {events:?} holds {words:?}"),
-        }
-    })
-    .await?;
-    Ok(found)
+    cluster
+        .kubectl
+        .told("PersistentVolumeClaim", CLAIM, words, EVENT_LIMIT)
+        .await
 }

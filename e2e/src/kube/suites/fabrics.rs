@@ -99,20 +99,13 @@ async fn told(cluster: &Cluster, writers: &Writers, reason: &str, address: &str)
     let node = cluster.guest(writers.node(cluster, &pod).await?).name();
     let claim = format!("data-{pod}");
     let objects = [("Node", node), ("PersistentVolumeClaim", &claim), ("Pod", &pod)];
-    wait::until("the Events of node, claim and pod", OUT_LIMIT, async || {
-        for (kind, name) in objects {
-            let events = cluster.kubectl.events("default", kind, name).await?;
-            ensure!(
-                events
-                    .iter()
-                    .any(|event| event.contains(reason) && event.contains(address)),
-                "{kind} {name}: {events:?}"
-            );
-        }
-        Ok(true)
-    })
-    .await
-    .map(drop)
+    for (kind, name) in objects {
+        cluster
+            .kubectl
+            .told(kind, name, &[reason, address], OUT_LIMIT)
+            .await?;
+    }
+    Ok(())
 }
 
 async fn heal(cluster: &Cluster, writers: &Writers, fabric: Fabric) -> Result<Duration> {

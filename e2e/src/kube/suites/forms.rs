@@ -300,19 +300,10 @@ async fn refused_mode(cluster: &Cluster) -> Result<()> {
     let mut claim = Claim::new("forms", "storagelink");
     claim.modes = &["ReadWriteMany"];
     cluster.kubectl.apply(&claim.object().to_string()).await?;
-    wait::until("the claim's Event", Duration::from_secs(60), async || {
-        let events = cluster
-            .kubectl
-            .events("default", "PersistentVolumeClaim", "forms")
-            .await?;
-        ensure!(
-            events
-                .iter()
-                .any(|event| event.contains("volume_capability.access_mode") && event.contains("MULTI_NODE")),
-            "{events:?}"
-        );
-        Ok(true)
-    })
-    .await
-    .map(drop)
+    let words = ["volume_capability.access_mode", "MULTI_NODE"];
+    cluster
+        .kubectl
+        .told("PersistentVolumeClaim", "forms", &words, Duration::from_secs(60))
+        .await
+        .map(drop)
 }

@@ -1,6 +1,7 @@
 //! What is proved on a Kubernetes cluster. One boot and one installation serve all suites of a run; each leaves the
 //! cluster as it found it.
 
+pub mod adopt;
 pub mod choices;
 pub mod conformance;
 pub mod drain;
@@ -52,6 +53,8 @@ pub enum KubeSuite {
     Outages,
     /// PersistentVolumes by hand
     Statics,
+    /// LUNs that existed before, by their names
+    Adopt,
     /// Fifty claims and pods at once
     Many,
     /// A node that loses its routes to the array
@@ -83,6 +86,7 @@ impl KubeSuite {
                 Self::Fence,
                 Self::Outages,
                 Self::Statics,
+                Self::Adopt,
                 Self::Many,
                 Self::Topology,
                 Self::Drain,
@@ -144,6 +148,7 @@ pub async fn run(
                 KubeSuite::Fence => fence::run(&mut report, &cluster).await,
                 KubeSuite::Outages => outages::run(&mut report, &mut cluster).await,
                 KubeSuite::Statics => statics::run(&mut report, &cluster).await,
+                KubeSuite::Adopt => adopt::run(&mut report, &cluster).await,
                 KubeSuite::Many => many::run(&mut report, &cluster).await,
                 KubeSuite::Topology => topology::run(&mut report, &cluster).await,
                 KubeSuite::Drain => drain::run(&mut report, &cluster).await,

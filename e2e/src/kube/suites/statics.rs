@@ -13,7 +13,6 @@ use crate::{
         writers,
     },
     report::Report,
-    wait,
 };
 
 const LIMIT: Duration = Duration::from_secs(180);
@@ -94,12 +93,7 @@ pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
             claim["spec"]["volumeName"] = json!("statics-none");
             let objects = [volume, claim, Pod::new("statics-none", "statics-none").object()];
             cluster.kubectl.apply(&objects::all(&objects)).await?;
-            wait::until("the pod's Event", LIMIT, async || {
-                let events = cluster.kubectl.events("default", "Pod", "statics-none").await?;
-                ensure!(events.iter().any(|event| event.contains("NotFound")), "{events:?}");
-                Ok(true)
-            })
-            .await
+            cluster.kubectl.told("Pod", "statics-none", &["NotFound"], LIMIT).await
         })
         .await?;
     report

@@ -155,15 +155,23 @@ impl Tree {
 
     /// Makes sure that the directory holds one link and that it leads to `to`.
     pub(super) fn ensure_link(&self, to: &str, directory: &str, name: &str) -> Result<(), AdapterError> {
+        if self.leads_to(directory, to)? {
+            return Ok(());
+        }
         for link in self.links(directory)? {
-            let link = format!("{directory}/{link}");
-            if self.0.link_target(&link).is_ok_and(|target| target == to) {
-                return Ok(());
-            }
-            self.unlink(&link)?;
+            self.unlink(&format!("{directory}/{link}"))?;
         }
         let link = format!("{directory}/{name}");
         self.0.link(to, &link).map_err(wrap("link", &link))
+    }
+
+    /// Whether a directory holds a link to `to`.
+    pub(super) fn leads_to(&self, directory: &str, to: &str) -> Result<bool, AdapterError> {
+        let links = self.links(directory)?;
+        Ok(links.iter().any(|link| {
+            let target = self.0.link_target(&format!("{directory}/{link}"));
+            target.is_ok_and(|target| target == to)
+        }))
     }
 
     pub(super) fn unlink(&self, link: &str) -> Result<(), AdapterError> {

@@ -3,6 +3,7 @@
 //! The records are the truth and lie beside the data; this module makes configfs equal to them, at start and with every call. One call changes a
 //! system at a time. Never touches a backstore or target of another name, and never serves data whose owner mark is wrong.
 
+mod adopt;
 mod configfs;
 mod luns;
 mod objects;
@@ -176,8 +177,11 @@ impl Lio {
             self.objects.remove_unwanted(state.records.values())?;
         }
         let ready: Vec<VolumeRecord> = state.records.values().cloned().collect();
-        for record in ready {
-            match self.serve(&record) {
+        for mut record in ready {
+            let served = self
+                .settle(&mut state, &mut record)
+                .and_then(|()| self.serve(&record));
+            match served {
                 Ok(()) => {}
                 Err(error) => {
                     let reason = crate::server::full(&error);

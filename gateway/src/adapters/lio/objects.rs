@@ -35,7 +35,7 @@ const LINK: &str = "storagelink";
 
 /// The objects of one system.
 pub(super) struct Objects {
-    tree: Tree,
+    pub(super) tree: Tree,
     system: String,
     iqn: String,
     portals: Vec<SocketAddr>,
@@ -196,7 +196,7 @@ impl Objects {
         )
     }
 
-    fn remove_backstore_at(&self, directory: &str) -> Result<(), AdapterError> {
+    pub(super) fn remove_backstore_at(&self, directory: &str) -> Result<(), AdapterError> {
         self.tree.remove_directory(directory)?;
         let hba = directory.rsplit_once('/').map_or(directory, |(hba, _)| hba);
         self.tree.remove_directory(hba)
@@ -318,12 +318,12 @@ fn lun_number(name: &str) -> Option<u32> {
 }
 
 /// The file in a fileio backstore's `info`.
-fn file_of(info: &str) -> Option<&str> {
+pub(super) fn file_of(info: &str) -> Option<&str> {
     Some(info.split_once(" File: ")?.1.rsplit_once("  Size: ")?.0)
 }
 
 /// The size in a fileio backstore's `info` (drivers/target/target_core_file.c, fd_show_configfs_dev_params).
-fn size_of(info: &str) -> Option<u64> {
+pub(super) fn size_of(info: &str) -> Option<u64> {
     info.rsplit_once(" Size: ")?
         .1
         .split_ascii_whitespace()

@@ -94,6 +94,27 @@ impl State {
             .filter(move |(name, _)| name.starts_with(&prefix))
     }
 
+    /// Names in a directory; the root is the empty path.
+    fn children(&self, path: &str, wanted: impl Fn(&Node) -> bool) -> io::Result<Vec<String>> {
+        if !path.is_empty() && self.nodes.get(path) != Some(&Node::Directory) {
+            return Err(errno(ENOENT));
+        }
+        let prefix = if path.is_empty() {
+            String::new()
+        } else {
+            format!("{path}/")
+        };
+        let children = self
+            .nodes
+            .iter()
+            .filter(|(_, node)| wanted(node))
+            .filter_map(|(name, _)| name.strip_prefix(&prefix));
+        Ok(children
+            .filter(|name| !name.contains('/'))
+            .map(str::to_owned)
+            .collect())
+    }
+
     fn set(&mut self, path: String, value: &str) {
         self.nodes.insert(path, Node::Value(value.to_owned()));
     }
@@ -106,6 +127,7 @@ impl State {
                 for (name, value) in [
                     ("enable", "0"),
                     ("info", "Status: DEACTIVATED"),
+                    ("attrib/block_size", "512"),
                     ("control", ""),
                     ("attrib/emulate_tpu", "0"),
                     ("wwn/vpd_unit_serial", ""),
@@ -278,29 +300,11 @@ impl ConfigFs for SimConfigFs {
     }
 
     fn directories(&self, path: &str) -> io::Result<Vec<String>> {
-        let state = self.state();
-        if state.nodes.get(path) != Some(&Node::Directory) {
-            return Err(errno(ENOENT));
-        }
-        let child = |name: &str| name[path.len() + 1..].to_owned();
-        let children = state
-            .below(path)
-            .filter(|(_, node)| **node == Node::Directory)
-            .map(|(name, _)| child(name));
-        Ok(children.filter(|name| !name.contains('/')).collect())
+        self.state().children(path, |node| *node == Node::Directory)
     }
 
     fn links(&self, path: &str) -> io::Result<Vec<String>> {
-        let state = self.state();
-        if state.nodes.get(path) != Some(&Node::Directory) {
-            return Err(errno(ENOENT));
-        }
-        let child = |name: &str| name[path.len() + 1..].to_owned();
-        let children = state
-            .below(path)
-            .filter(|(_, node)| matches!(node, Node::Link(_)))
-            .map(|(name, _)| child(name));
-        Ok(children.filter(|name| !name.contains('/')).collect())
+        self.state().children(path, |node| matches!(node, Node::Link(_)))
     }
 
     fn link_target(&self, link: &str) -> io::Result<String> {

@@ -111,6 +111,7 @@ impl Lio {
             return Ok(None);
         };
         let (aggregate, size, data) = match source {
+            Source::Lun(_) => return Ok(None),
             Source::Volume(id) => {
                 let record = self.ready(state, id)?;
                 let pool = self.pool(&record.aggregate)?;

@@ -6,14 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Lio, sim::SimConfigFs};
+use super::{Lio, configfs::ConfigFs as _, sim::SimConfigFs};
 use crate::{
     adapter::{Access, Adapter, AdapterError, NewVolume},
     config::{AggregateConfig, SystemConfig},
     records::Provision,
 };
 
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 const ID: &str = "0b6a6b2e-6a0f-5d3c-9a51-6b0c7a1f2d3e";
 const OTHER: &str = "1b6a6b2e-6a0f-5d3c-9a51-6b0c7a1f2d3e";
 const GROUP: &str = "iscsi/iqn.2026-11.io.storagelink:array1/tpgt_1";
@@ -21,7 +21,7 @@ const GROUP: &str = "iscsi/iqn.2026-11.io.storagelink:array1/tpgt_1";
 /// An array whose gateway can be started again and again.
 pub(crate) struct Array {
     home: tempfile::TempDir,
-    kernel: SimConfigFs,
+    pub(super) kernel: SimConfigFs,
 }
 
 impl Array {
@@ -75,11 +75,68 @@ impl Array {
     }
 
     /// Volumes on disk.
-    fn volumes(&self) -> Vec<String> {
+    pub(super) fn volumes(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.path("aggr1/volumes")).unwrap();
         entries
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect()
+    }
+}
+
+const FOREIGN: &str = "core/fileio_9";
+
+/// What an administrator does beside the gateway.
+impl Array {
+    /// A LUN in the aggregate that begins with the word `content`. Its file.
+    pub(super) fn foreign_lun(&self, name: &str, size: u64) -> PathBuf {
+        let file = self.path("aggr1").join(format!("{name}.img"));
+        std::fs::write(&file, "content").unwrap();
+        let data = std::fs::OpenOptions::new().append(true).open(&file).unwrap();
+        data.set_len(size).unwrap();
+        self.foreign_backstore(name, &file, size);
+        file
+    }
+
+    pub(super) fn foreign_backstore(&self, name: &str, file: &Path, size: u64) {
+        let directory = format!("{FOREIGN}/{name}");
+        self.kernel.make_directory(FOREIGN).unwrap();
+        self.kernel.make_directory(&directory).unwrap();
+        let control = format!("fd_dev_name={},fd_dev_size={size}", file.display());
+        self.kernel
+            .write(&format!("{directory}/control"), &control)
+            .unwrap();
+        self.foreign_value(name, "enable", "1");
+    }
+
+    pub(super) fn foreign_value(&self, name: &str, attribute: &str, value: &str) {
+        self.kernel
+            .write(&format!("{FOREIGN}/{name}/{attribute}"), value)
+            .unwrap();
+    }
+
+    /// Makes the backstore a LUN of another target; the LUN's directory.
+    pub(super) fn foreign_export(&self, name: &str) -> String {
+        let group = "iscsi/iqn.2003-01.org.example:x/tpgt_1";
+        let lun = format!("{group}/lun/lun_0");
+        for directory in ["iscsi/iqn.2003-01.org.example:x", group, &lun] {
+            self.kernel.make_directory(directory).unwrap();
+        }
+        self.kernel
+            .link(&format!("{FOREIGN}/{name}"), &format!("{lun}/x"))
+            .unwrap();
+        lun
+    }
+
+    pub(super) fn foreign_unexport(&self, lun: &str) {
+        self.kernel.unlink(&format!("{lun}/x")).unwrap();
+        self.kernel.remove_directory(lun).unwrap();
+    }
+
+    pub(super) fn edit_record(&self, id: &str, from: &str, to: &str) {
+        let record = self.data(id).with_file_name("record.json");
+        let text = std::fs::read_to_string(&record).unwrap();
+        assert!(text.contains(from), "{text}");
+        std::fs::write(&record, text.replace(from, to)).unwrap();
     }
 }
 
@@ -96,7 +153,7 @@ pub(super) fn new(id: &str) -> NewVolume {
     }
 }
 
-fn access(host: &str) -> Access {
+pub(super) fn access(host: &str) -> Access {
     Access {
         host: host.to_owned(),
         iscsi_initiator: format!("iqn.2026-11.com.example:{host}"),

@@ -40,18 +40,23 @@ impl Adapter for Lio {
     fn create(&self, new: &NewVolume) -> Result<v1::Volume, AdapterError> {
         let mut state = self.state();
         let pool = self.pool(&new.aggregate)?;
-        let size_bytes = pool.round(new.size_bytes, new.limit_bytes)?;
-        if let Some(existing) = state.records.get(&new.id) {
+        let mut size_bytes = pool.round(new.size_bytes, new.limit_bytes)?;
+        if let Some(mut existing) = state.records.get(&new.id).cloned() {
             if existing.life == Life::Ready {
-                compare(existing, new, size_bytes)?;
-                return Ok(self.show(&state, existing));
+                compare(&existing, new, size_bytes)?;
+                self.settle(&mut state, &mut existing)?;
+                return Ok(self.show(&state, &existing));
             }
             // An earlier attempt failed and could not be undone then.
-            let existing = existing.clone();
             self.purge(&mut state, &existing)?;
         }
+        let adopted = self.lun_of(new)?;
         let from = self.source_data(&state, new, size_bytes)?;
-        pool.check_room(size_bytes, state.promised(&new.aggregate), new.provision)?;
+        match &adopted {
+            // It takes no more room than it has taken already.
+            Some(lun) => size_bytes = lun.size_bytes,
+            None => pool.check_room(size_bytes, state.promised(&new.aggregate), new.provision)?,
+        }
         let taken = state.taken_luns();
         let mut record = VolumeRecord {
             version: VERSION,
@@ -66,10 +71,14 @@ impl Adapter for Lio {
             attributes: new.attributes.clone(),
             mappings: vec![],
             source: new.source.clone(),
+            former_file: adopted.map(|lun| lun.file),
         };
         self.save(&mut state, &record)?;
-        let made = pool
-            .make_data(&record, from.as_deref())
+        let data = match &record.former_file {
+            Some(file) => pool.adopt_data(&record, file),
+            None => pool.make_data(&record, from.as_deref()),
+        };
+        let made = data
             .and_then(|()| {
                 self.objects
                     .ensure_backstore(&record, &pool.data(&record.id))
@@ -89,6 +98,7 @@ impl Adapter for Lio {
             }
             return Err(error);
         }
+        self.settle(&mut state, &mut record)?;
         Ok(self.show(&state, &record))
     }
 
@@ -145,6 +155,7 @@ impl Adapter for Lio {
     fn map(&self, id: &str, access: &Access) -> Result<v1::Volume, AdapterError> {
         let mut state = self.state();
         let mut record = self.ready(&state, id)?;
+        self.settle(&mut state, &mut record)?;
         let stranger = state
             .records
             .values()

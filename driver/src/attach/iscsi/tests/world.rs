@@ -240,6 +240,7 @@ pub(super) fn volume(portals: &[&Portal]) -> PublishContext {
         wwid: WWID.into(),
         size_bytes: SIZE,
         read_only: false,
+        adopted: false,
     }
 }
 
