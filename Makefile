@@ -6,7 +6,7 @@ HELM = $(shell . e2e/kube/versions.env; echo $(STORAGELINK_CACHE)/helm-v$$HELM/h
 DENY := $(STORAGELINK_CACHE)/cargo-deny-0.20.2/bin/cargo-deny
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build fmt lint unit check lab kube kube-all chart manifest images e2e-external demo test clean
+.PHONY: help deps build fmt lint unit check lab kube kube-all chart manifest images e2e-external demo demo-kube bench-kube test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,14 @@ manifest: ## render deploy/kubernetes from the chart
 images: deps ## build the images with an own Docker engine; prints their sizes
 	cargo build --locked --release --bins -p storagelink-csi -p storagelinkd -p storagelink-multipath
 	@hack/build-images.sh $(STORAGELINK_CACHE) target/images
+
+demo-kube: build images ## a Kubernetes cluster of guests, the chart, a claim, a pod, a cut fabric: to watch
+	@hack/install-kube.sh $(STORAGELINK_CACHE) kubernetes sidecars helm
+	$(LAB) kube demo
+
+bench-kube: build images ## times and memory on that cluster, into docs/benchmarks.md
+	@hack/install-kube.sh $(STORAGELINK_CACHE) kubernetes sidecars helm
+	$(LAB) kube bench
 
 e2e-external: build images ## all of Kubernetes' external storage suite; writes docs/conformance.md (hours)
 	@hack/install-kube.sh $(STORAGELINK_CACHE)

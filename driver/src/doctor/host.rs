@@ -9,7 +9,7 @@ use super::Finding;
 use crate::{
     codes::chain,
     node::info,
-    programs::{HostPrograms, Program},
+    programs::{HostPrograms, Iscsid, Program},
 };
 
 /// The modules that volumes need, and whether the kernel loads them by itself when they are first asked for
@@ -35,6 +35,8 @@ pub struct Places {
     pub host_root: Option<PathBuf>,
     /// The file with the line `InitiatorName=`.
     pub initiator_name_file: PathBuf,
+    /// Whose iscsid is meant to run.
+    pub iscsid: Iscsid,
 }
 
 /// Everything about this host.
@@ -43,7 +45,7 @@ pub fn check(places: &Places, programs: &HostPrograms) -> Vec<Finding> {
     let mut all = programs_there(&programs.missing());
     all.push(initiator_name(&places.initiator_name_file));
     let sockets = fs::read_to_string(places.proc.join("net/unix"));
-    all.push(iscsid(&sockets));
+    all.push(iscsid(&sockets, places.iscsid));
     all.extend(multipathd(&sockets));
     let root = places.host_root.as_deref().unwrap_or(Path::new("/"));
     all.extend(MODULES.map(|(name, by_itself)| module(places, root, name, by_itself)));
@@ -77,14 +79,26 @@ fn has(sockets: &io::Result<String>, name: &str) -> Option<bool> {
     Some(sockets.lines().any(|line| line.ends_with(name)))
 }
 
-fn iscsid(sockets: &io::Result<String>) -> Finding {
-    match has(sockets, ISCSID) {
-        Some(true) => Finding::good("iscsid", "runs"),
-        Some(false) => Finding::failure(
+/// Whether an iscsid answers in this network namespace; `None`: it cannot be told. `proc` is `/proc`.
+#[must_use]
+pub fn iscsid_runs(proc: &Path) -> Option<bool> {
+    has(&fs::read_to_string(proc.join("net/unix")), ISCSID)
+}
+
+fn iscsid(sockets: &io::Result<String>, whose: Iscsid) -> Finding {
+    match (has(sockets, ISCSID), whose) {
+        (Some(true), Iscsid::OfPlugin) => Finding::failure(
             "iscsid",
-            "does not run on this host: systemctl enable --now iscsid (package open-iscsi, iscsi-initiator-utils on Red Hat)",
+            "runs already, on the host or in another container, and there can be one only: systemctl disable --now iscsid iscsid.socket, \
+             or node.iscsid: host in the chart's values",
         ),
-        None => Finding::warning(
+        (Some(false), Iscsid::OfPlugin) => Finding::good("iscsid", "is the plugin's own"),
+        (Some(true), Iscsid::OfHost) => Finding::good("iscsid", "runs"),
+        (Some(false), Iscsid::OfHost) => Finding::failure(
+            "iscsid",
+            "does not run on this host: systemctl enable --now iscsid (package open-iscsi, iscsi-initiator-utils on Red Hat), or node.iscsid: container in the chart's values",
+        ),
+        (None, _) => Finding::warning(
             "iscsid",
             "it cannot be told whether it runs: /proc/net/unix cannot be read",
         ),
@@ -190,8 +204,9 @@ mod tests {
                 sys: root.join("sys"),
                 host_root: Some(root.join("host")),
                 initiator_name_file: root.join("host/etc/iscsi/initiatorname.iscsi"),
+                iscsid: Iscsid::OfHost,
             };
-            let mut all = check(&places, &HostPrograms::find(Some(&places.proc)));
+            let mut all = check(&places, &HostPrograms::find(Some(&places.proc), places.iscsid));
             // The machine of the tests need not have the programs.
             all.retain(|f| f.severity != Severity::Good && !f.what.starts_with("program"));
             all
@@ -258,6 +273,15 @@ mod tests {
             assert!(found.found.contains(text), "{found}");
             assert_eq!(found.severity, severity, "{found}");
         }
+    }
+
+    #[test]
+    fn a_second_iscsid_is_in_the_way_of_the_plugins_own() {
+        let sockets = |text: &str| Ok(text.to_owned());
+        let found = iscsid(&sockets(ISCSID), Iscsid::OfPlugin);
+        assert_eq!(found.severity, Severity::Failure);
+        assert!(found.found.contains("node.iscsid: host"), "{found}");
+        assert_eq!(iscsid(&sockets(""), Iscsid::OfPlugin).severity, Severity::Good);
     }
 
     #[test]

@@ -3,7 +3,11 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use super::{Finding, Severity, cluster, host, service};
-use crate::{codes::chain, gateway::Config, programs::HostPrograms};
+use crate::{
+    codes::chain,
+    gateway::Config,
+    programs::{HostPrograms, Iscsid},
+};
 
 /// The command line of `storagelink-csi doctor`.
 #[derive(Debug, clap::Args)]
@@ -30,8 +34,9 @@ pub async fn run(args: Args) -> ExitCode {
         sys: "/sys".into(),
         host_root: args.host_root.filter(|root| root.as_os_str() != "/"),
         initiator_name_file: args.initiator_name_file,
+        iscsid: Iscsid::OfHost,
     };
-    let programs = HostPrograms::find(places.host_root.as_deref());
+    let programs = HostPrograms::find(places.host_root.as_deref(), places.iscsid);
     let mut all = host::check(&places, &programs);
     match args.config.map(|path| Config::load(&path)) {
         Some(Ok(config)) => all.extend(service::check(config).await),

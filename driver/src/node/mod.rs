@@ -34,6 +34,7 @@ pub mod fault;
 pub mod guard;
 pub mod info;
 mod iscsi;
+pub mod iscsid;
 pub mod joins;
 pub mod journal;
 pub mod prepare;

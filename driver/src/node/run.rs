@@ -14,7 +14,7 @@ use storagelink_multipath::{Engine, Host};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Config, Node, NodeService, Outside, events, info,
+    Config, Node, NodeService, Outside, events, info, iscsid,
     journal::Entry,
     registration::{self, Registrar},
 };
@@ -27,7 +27,7 @@ use crate::{
     listen::Listen,
     metrics::Metrics,
     mount::HostMounts,
-    programs::{Finished, HostPrograms, Invocation, Program, Programs as _},
+    programs::{Finished, HostPrograms, Invocation, Iscsid, Program, Programs as _},
     publish_context::PublishContext,
     server::{Services, socket_path, termination},
 };
@@ -49,9 +49,12 @@ pub struct NodeArgs {
     /// Where the plugin keeps what it intends; must survive a restart of the plugin.
     #[arg(long, default_value = "/var/lib/storagelink-csi")]
     pub state_dir: PathBuf,
-    /// The file in which open-iscsi keeps this host's initiator name.
+    /// The file in which the host's open-iscsi keeps this host's initiator name.
     #[arg(long, default_value = "/etc/iscsi/initiatorname.iscsi")]
     pub initiator_name_file: PathBuf,
+    /// Whose iscsid keeps the sessions: the host's, or one that the plugin runs itself.
+    #[arg(long, value_enum, default_value = "host")]
+    pub iscsid: iscsid::Wanted,
     /// Where the plugin sees the host's root file system, when it runs in a container.
     #[arg(long)]
     pub host_root: Option<PathBuf>,
@@ -78,18 +81,35 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
     let fabrics = Fabrics::from_flags(args.fabric).context("--fabric")?;
     let topology = !fabrics.is_empty();
     let host_root = args.host_root.filter(|root| root.as_os_str() != "/");
-    let programs = Arc::new(HostPrograms::find(host_root.as_deref()));
+    let (whose, initiator_name_file) = match args.iscsid.here(Path::new("/proc")) {
+        false => (Iscsid::OfHost, args.initiator_name_file),
+        true => (
+            Iscsid::OfPlugin,
+            iscsid::initiator_name_file(&args.initiator_name_file)?,
+        ),
+    };
+    let programs = Arc::new(HostPrograms::find(host_root.as_deref(), whose));
     if args.load_modules {
         load_modules(&programs).await;
     }
-    let warnings = look_at_host(&host_root, &args.initiator_name_file, &programs).await;
+    let places = doctor::host::Places {
+        proc: "/proc".into(),
+        sys: "/sys".into(),
+        host_root: host_root.clone(),
+        initiator_name_file: initiator_name_file.clone(),
+        iscsid: whose,
+    };
+    let warnings = look_at_host(places, &programs).await;
+    // After the look: it would find our own.
+    let own_iscsid =
+        (whose == Iscsid::OfPlugin).then(|| tokio::spawn(iscsid::keep_running(programs.clone())));
     let host = Host::kernel(args.state_dir.join("dev"));
     let engine = Engine::new(host.clone());
     let mut attach = iscsi::Config::new(&args.state_dir);
-    if let Some(root) = &host_root {
+    if let Some(root) = host_root.as_ref().filter(|_| whose == Iscsid::OfHost) {
         attach.host_root.clone_from(root);
     }
-    attach.initiator_name = match info::initiator_name(&args.initiator_name_file) {
+    attach.initiator_name = match info::initiator_name(&initiator_name_file) {
         Ok(name) => Some(name),
         Err(error) => {
             // NodeGetInfo says it too, until it is put right.
@@ -102,7 +122,7 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         Initiator::new(host.clone(), programs.clone(), probe, attach).context("state directory")?;
     let config = Config {
         node_name: args.node_name,
-        initiator_name_file: args.initiator_name_file,
+        initiator_name_file,
         fabrics,
         state_dir: args.state_dir,
         host_root,
@@ -162,8 +182,8 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
     };
     let served = listen.until(stop, &stopping).await;
     resumed.abort();
-    if let Some(events) = events {
-        events.abort();
+    for task in events.into_iter().chain(own_iscsid) {
+        task.abort();
     }
     if let Err(error) = monitor.await {
         tracing::error!(%error, "the path monitor ended unexpectedly");
@@ -190,17 +210,7 @@ async fn load_modules(programs: &HostPrograms) {
 }
 
 /// The host's part of `doctor`: what is not as it should be, for the log and for Events.
-async fn look_at_host(
-    host_root: &Option<PathBuf>,
-    initiator_name_file: &Path,
-    programs: &Arc<HostPrograms>,
-) -> Vec<String> {
-    let places = doctor::host::Places {
-        proc: "/proc".into(),
-        sys: "/sys".into(),
-        host_root: host_root.clone(),
-        initiator_name_file: initiator_name_file.to_owned(),
-    };
+async fn look_at_host(places: doctor::host::Places, programs: &Arc<HostPrograms>) -> Vec<String> {
     let programs = Arc::clone(programs);
     let found = tokio::task::spawn_blocking(move || doctor::host::check(&places, &programs)).await;
     let bad = found

@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use super::{Invocation, Program, ProgramError, Programs, Running, process};
+use super::{Invocation, Iscsid, Program, ProgramError, Programs, Running, process};
 
 /// Where programs are looked for. Fixed, so that nothing in an environment decides what runs as root.
 const SEARCH_PATH: [&str; 6] = [
@@ -35,24 +35,25 @@ struct Start {
 #[derive(Clone, Debug)]
 pub struct HostPrograms {
     starts: BTreeMap<Program, Start>,
+    iscsid: Iscsid,
 }
 
 impl HostPrograms {
     /// Looks for every program. One that is missing is an error only when it is asked for, see [`Self::missing`].
     ///
-    /// `host_root` is where a container sees the host's root file system. Programs that must be the host's own
-    /// ([`Program::belongs_to_host`]) are then looked for, and started, in there.
+    /// `host_root` is where a container sees the host's root file system. Programs that must be the host's own (modprobe,
+    /// and iscsiadm with the host's `iscsid`) are then looked for, and started, in there.
     #[must_use]
-    pub fn find(host_root: Option<&Path>) -> Self {
-        Self::find_in(&SEARCH_PATH, host_root)
+    pub fn find(host_root: Option<&Path>, iscsid: Iscsid) -> Self {
+        Self::find_in(&SEARCH_PATH, host_root, iscsid)
     }
 
-    fn find_in(search: &[&str], host_root: Option<&Path>) -> Self {
+    fn find_in(search: &[&str], host_root: Option<&Path>, iscsid: Iscsid) -> Self {
         let chroot = look(search, CHROOT);
         let starts = Program::ALL
             .into_iter()
             .filter_map(|program| {
-                let start = match host_root.filter(|_| program.belongs_to_host()) {
+                let start = match host_root.filter(|_| program.belongs_to_host(iscsid)) {
                     None => Start {
                         executable: look(search, program.file_name())?,
                         before: Vec::new(),
@@ -68,14 +69,15 @@ impl HostPrograms {
                 Some((program, start))
             })
             .collect();
-        Self { starts }
+        Self { starts, iscsid }
     }
 
-    /// The programs that were not found.
+    /// The programs that are needed and were not found.
     #[must_use]
     pub fn missing(&self) -> Vec<Program> {
         Program::ALL
             .into_iter()
+            .filter(|p| *p != Program::Iscsid || self.iscsid == Iscsid::OfPlugin)
             .filter(|p| !self.starts.contains_key(p))
             .collect()
     }
@@ -150,7 +152,7 @@ mod tests {
             "#!/bin/sh\necho \"$LC_ALL/$HOME/$1\"\nexit 2\n",
         );
         fs::write(dir.path().join("btrfs"), "not executable").expect("file");
-        let programs = HostPrograms::find_in(&[bin], None);
+        let programs = HostPrograms::find_in(&[bin], None, Iscsid::OfHost);
 
         let found = programs
             .run(Invocation::new(Program::Blkid, ["a b"], Duration::from_secs(20)))
@@ -186,7 +188,7 @@ mod tests {
         let inside = root.path().join(bin.trim_start_matches('/')).join("iscsiadm");
         executable(&inside, "#!/bin/sh\necho hosts\n");
 
-        let programs = HostPrograms::find_in(&[bin], Some(root.path()));
+        let programs = HostPrograms::find_in(&[bin], Some(root.path()), Iscsid::OfHost);
         let limit = Duration::from_secs(20);
         let host = programs
             .run(Invocation::new(Program::Iscsiadm, ["-V"], limit))
@@ -196,10 +198,15 @@ mod tests {
             host.stdout,
             format!("in {}: {bin}/iscsiadm -V\n", root.path().display())
         );
-        let own = programs
-            .run(Invocation::new(Program::Blkid, ["-V"], limit))
-            .await
-            .expect("ran");
-        assert_eq!(own.stdout, "ours\n");
+        assert!(!programs.missing().contains(&Program::Iscsid));
+        let contained = HostPrograms::find_in(&[bin], Some(root.path()), Iscsid::OfPlugin);
+        assert!(contained.missing().contains(&Program::Iscsid));
+        for (programs, program) in [(&programs, Program::Blkid), (&contained, Program::Iscsiadm)] {
+            let own = programs
+                .run(Invocation::new(program, ["-V"], limit))
+                .await
+                .expect("ran");
+            assert_eq!(own.stdout, "ours\n");
+        }
     }
 }

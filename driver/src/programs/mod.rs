@@ -37,11 +37,13 @@ pub enum Program {
     Btrfs,
     /// Loads kernel modules.
     Modprobe,
+    /// open-iscsi's service, when the plugin runs it beside itself.
+    Iscsid,
 }
 
 impl Program {
     /// Every program, in the order in which they are reported.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Iscsiadm,
         Self::MkfsExt4,
         Self::MkfsXfs,
@@ -52,6 +54,7 @@ impl Program {
         Self::XfsGrowfs,
         Self::Btrfs,
         Self::Modprobe,
+        Self::Iscsid,
     ];
 
     /// File name to look for.
@@ -68,6 +71,7 @@ impl Program {
             Self::XfsGrowfs => "xfs_growfs",
             Self::Btrfs => "btrfs",
             Self::Modprobe => "modprobe",
+            Self::Iscsid => "iscsid",
         }
     }
 
@@ -75,7 +79,7 @@ impl Program {
     #[must_use]
     pub const fn debian_package(self) -> &'static str {
         match self {
-            Self::Iscsiadm => "open-iscsi",
+            Self::Iscsiadm | Self::Iscsid => "open-iscsi",
             Self::MkfsExt4 | Self::E2fsck | Self::Resize2fs => "e2fsprogs",
             Self::MkfsXfs | Self::XfsGrowfs => "xfsprogs",
             Self::MkfsBtrfs | Self::Btrfs => "btrfs-progs",
@@ -88,17 +92,30 @@ impl Program {
     #[must_use]
     pub const fn rhel_package(self) -> &'static str {
         match self {
-            Self::Iscsiadm => "iscsi-initiator-utils",
+            Self::Iscsiadm | Self::Iscsid => "iscsi-initiator-utils",
             _ => self.debian_package(),
         }
     }
 
     /// True for a program that must be the host's own, even when the plugin runs in a container: iscsiadm speaks an
-    /// unversioned protocol with the host's iscsid, so another build of it hangs; modprobe needs the host's modules.
+    /// unversioned protocol with iscsid, so another build of it hangs; modprobe needs the host's modules.
     #[must_use]
-    pub const fn belongs_to_host(self) -> bool {
-        matches!(self, Self::Iscsiadm | Self::Modprobe)
+    const fn belongs_to_host(self, iscsid: Iscsid) -> bool {
+        match self {
+            Self::Iscsiadm => matches!(iscsid, Iscsid::OfHost),
+            Self::Modprobe => true,
+            _ => false,
+        }
     }
+}
+
+/// Whose iscsid runs; iscsiadm must be of the same build.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Iscsid {
+    /// The host's.
+    OfHost,
+    /// The plugin's own.
+    OfPlugin,
 }
 
 impl fmt::Display for Program {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use futures_util::future::try_join_all;
 use serde_json::Value;
 
 use super::{cluster::Cluster, objects};
@@ -26,6 +27,17 @@ const COMMAND: &str = "if [ ! -e /data/file ]; then
   lab-writer write --target /data/file --log /ack/$POD_NAME.ack --jobs 1 --blocks 512 --every-ms 40 > /ack/$POD_NAME.summary &
   echo $! > /tmp/writer; wait; fi; exec sleep 2147483647";
 
+/// One pod of a set.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// Its name.
+    pub pod: String,
+    /// Number of the worker it runs on.
+    pub node: usize,
+    /// Id of its volume.
+    pub volume: String,
+}
+
 /// A running set of writers in the namespace `default`.
 #[derive(Debug)]
 pub struct Writers {
@@ -43,9 +55,9 @@ impl Writers {
             replicas,
         };
         writers.ready(cluster, READY_LIMIT).await?;
-        for pod in writers.pods() {
-            writers.progress(cluster, &pod).await?;
-        }
+        writers
+            .all_progress(cluster, &writers.places(cluster).await?)
+            .await?;
         Ok(writers)
     }
 
@@ -73,21 +85,43 @@ impl Writers {
         cluster.number(&name)
     }
 
-    /// The volume id of a pod's volume.
-    pub async fn volume(&self, cluster: &Cluster, pod: &str) -> Result<String> {
-        let claim = format!("data-{pod}");
-        volume_of(cluster, &claim).await
+    /// Where all pods run and what they write to.
+    pub async fn places(&self, cluster: &Cluster) -> Result<Vec<Place>> {
+        let selector = format!("app={}", self.name);
+        let pods = cluster.kubectl.list(&["pods", "-l", &selector]).await?;
+        let volumes = cluster.kubectl.list(&["pv"]).await?;
+        let place = |pod: String| {
+            let found = pods
+                .iter()
+                .find(|object| object["metadata"]["name"] == pod.as_str());
+            let node = found.and_then(|object| object["spec"]["nodeName"].as_str());
+            let claim = format!("data-{pod}");
+            let volume = volumes
+                .iter()
+                .find(|object| object["spec"]["claimRef"]["name"] == claim.as_str());
+            let handle = volume.and_then(|object| object["spec"]["csi"]["volumeHandle"].as_str());
+            Ok(Place {
+                node: cluster.number(node.with_context(|| format!("{pod} runs nowhere"))?)?,
+                volume: handle.with_context(|| format!("{pod} has no volume"))?.to_owned(),
+                pod,
+            })
+        };
+        self.pods().into_iter().map(place).collect()
     }
 
-    /// Waits until the pod has acknowledged another 20 writes.
-    pub async fn progress(&self, cluster: &Cluster, pod: &str) -> Result<Duration> {
-        let node = self.node(cluster, pod).await?;
-        let lines = || self.acknowledged(cluster, node, pod);
-        let before = lines();
-        wait::until(&format!("{pod} writes"), Duration::from_secs(60), async || {
-            Ok(lines() >= before + 20)
-        })
-        .await
+    /// Waits until every pod has acknowledged another 20 writes.
+    pub async fn all_progress(&self, cluster: &Cluster, places: &[Place]) -> Result<()> {
+        let one = async |place: &Place| {
+            let lines = || self.acknowledged(cluster, place.node, &place.pod);
+            let before = lines();
+            wait::until(
+                &format!("{} writes", place.pod),
+                Duration::from_secs(60),
+                async || Ok(lines() >= before + 20),
+            )
+            .await
+        };
+        try_join_all(places.iter().map(one)).await.map(drop)
     }
 
     /// Acknowledged writes in the pod's log of a node.
@@ -145,11 +179,10 @@ impl Writers {
 
     /// Stops and verifies all; the longest single write.
     pub async fn stop_all(&self, cluster: &Cluster) -> Result<Duration> {
-        let mut longest = 0;
-        for pod in self.pods() {
-            longest = longest.max(self.stop(cluster, &pod).await?.longest_us);
-        }
-        Ok(Duration::from_micros(longest))
+        let pods = self.pods();
+        let stopped = try_join_all(pods.iter().map(|pod| self.stop(cluster, pod))).await?;
+        let longest = stopped.iter().map(|summary| summary.longest_us).max();
+        Ok(Duration::from_micros(longest.unwrap_or_default()))
     }
 
     /// Deletes pods and claims and waits until their volumes are gone.
@@ -158,11 +191,11 @@ impl Writers {
             .kubectl
             .delete(&["statefulset", &self.name, "--cascade=foreground"])
             .await?;
-        for pod in self.pods() {
-            let claim = format!("data-{pod}");
-            // The set's own policy deletes them, later.
-            cluster.kubectl.delete(&["pvc", &claim]).await?;
-        }
+        // The set's own policy deletes them, later.
+        let claims: Vec<String> = self.pods().iter().map(|pod| format!("data-{pod}")).collect();
+        let mut what = vec!["pvc"];
+        what.extend(claims.iter().map(String::as_str));
+        cluster.kubectl.delete(&what).await?;
         no_volumes(cluster).await
     }
 }

@@ -23,7 +23,7 @@ const ERROR_LIMIT: u64 = 100;
 /// How a write becomes durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Mode {
-    /// O_DIRECT.
+    /// O_DIRECT and O_DSYNC: without the second, what makes a new block part of a file may come later than its data.
     Direct,
     /// Through the page cache, with fdatasync after each block.
     Fsync,
@@ -97,7 +97,7 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Summary> {
 /// Opens the target; [`Mode::Direct`] bypasses the page cache.
 pub(super) fn open(path: &Path, mode: Mode, write: bool) -> Result<File> {
     let flags = if mode == Mode::Direct {
-        nix::fcntl::OFlag::O_DIRECT.bits()
+        (nix::fcntl::OFlag::O_DIRECT | nix::fcntl::OFlag::O_DSYNC).bits()
     } else {
         0
     };

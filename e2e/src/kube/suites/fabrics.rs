@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::life::map_of;
 use crate::{
-    kube::{cluster::Cluster, leftovers::Before, writers::Writers},
+    kube::{
+        cluster::Cluster,
+        leftovers::Before,
+        writers::{Place, Writers},
+    },
     net::Fabric,
     report::{Report, seconds},
     roles::inspect,
@@ -22,28 +26,26 @@ const OUT_LIMIT: Duration = Duration::from_secs(60);
 /// Runs the steps in order; the first that fails ends the suite.
 pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
     let before = Before::look(cluster).await?;
-    let writers = report
+    let (writers, places) = report
         .step("a StatefulSet of 6 writes on both workers", async {
             let writers = Writers::start(cluster, "fabrics", REPLICAS, "storagelink").await?;
-            let mut nodes = Vec::new();
-            for pod in writers.pods() {
-                nodes.push(writers.node(cluster, &pod).await?);
-            }
-            ensure!(nodes.contains(&0) && nodes.contains(&1), "pods are on {nodes:?}");
-            Ok(writers)
+            let places = writers.places(cluster).await?;
+            let on = |node| places.iter().any(|place| place.node == node);
+            ensure!(on(0) && on(1), "pods are on {places:?}");
+            Ok((writers, places))
         })
         .await?;
     for (fabric, name) in [(Fabric::A, "a"), (Fabric::B, "b")] {
         report
             .step(
                 &format!("fabric {name} is cut silently: all go on over the other"),
-                cut(cluster, &writers, fabric),
+                cut(cluster, &writers, &places, fabric),
             )
             .await?;
         let back = report
             .step(
                 &format!("fabric {name} is back: all use both again"),
-                heal(cluster, &writers, fabric),
+                heal(cluster, &places, fabric),
             )
             .await?;
         report.note(format!("both paths of all maps after {}", seconds(back)));
@@ -62,21 +64,20 @@ pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
 }
 
 /// Maps of a worker with the states of their paths' devices.
-async fn states(cluster: &Cluster, writers: &Writers) -> Result<Vec<Vec<inspect::Path>>> {
+async fn states(cluster: &Cluster, places: &[Place]) -> Result<Vec<Vec<inspect::Path>>> {
     let mut all = Vec::new();
-    for pod in writers.pods() {
-        let guest = cluster.guest(writers.node(cluster, &pod).await?);
-        let map = map_of(&writers.volume(cluster, &pod).await?);
-        all.push(inspect::paths(guest, &map).await?);
+    for place in places {
+        all.push(inspect::paths(cluster.guest(place.node), &map_of(&place.volume)).await?);
     }
     Ok(all)
 }
 
-async fn cut(cluster: &Cluster, writers: &Writers, fabric: Fabric) -> Result<()> {
+/// Cuts a fabric; returns when its paths are out, Events told it and all writers went on over the other for a while.
+pub async fn cut(cluster: &Cluster, writers: &Writers, places: &[Place], fabric: Fabric) -> Result<()> {
     cluster.lab.array().cut(fabric).await?;
     let dead = cluster.lab.array().address(fabric);
     wait::until("the dead paths are out", OUT_LIMIT, async || {
-        let states = states(cluster, writers).await?;
+        let states = states(cluster, places).await?;
         Ok(states
             .iter()
             .flatten()
@@ -85,20 +86,20 @@ async fn cut(cluster: &Cluster, writers: &Writers, fabric: Fabric) -> Result<()>
     })
     .await?;
     let begun = tokio::time::Instant::now();
-    told(cluster, writers, "PathLost", &dead).await?;
+    told(cluster, &places[0], "PathLost", &dead).await?;
     tokio::time::sleep_until(begun + ON_ONE_FABRIC).await;
-    for pod in writers.pods() {
-        writers.progress(cluster, &pod).await?;
-    }
-    Ok(())
+    writers.all_progress(cluster, places).await
 }
 
 /// The node, the claim and the pod say what became of the paths over a portal.
-async fn told(cluster: &Cluster, writers: &Writers, reason: &str, address: &str) -> Result<()> {
-    let pod = writers.pods().into_iter().next().context("a pod")?;
-    let node = cluster.guest(writers.node(cluster, &pod).await?).name();
-    let claim = format!("data-{pod}");
-    let objects = [("Node", node), ("PersistentVolumeClaim", &claim), ("Pod", &pod)];
+async fn told(cluster: &Cluster, place: &Place, reason: &str, address: &str) -> Result<()> {
+    let claim = format!("data-{}", place.pod);
+    let node = cluster.guest(place.node).name();
+    let objects = [
+        ("Node", node),
+        ("PersistentVolumeClaim", &claim),
+        ("Pod", &place.pod),
+    ];
     for (kind, name) in objects {
         cluster
             .kubectl
@@ -108,11 +109,12 @@ async fn told(cluster: &Cluster, writers: &Writers, reason: &str, address: &str)
     Ok(())
 }
 
-async fn heal(cluster: &Cluster, writers: &Writers, fabric: Fabric) -> Result<Duration> {
-    let before = states(cluster, writers).await?;
+/// Heals it; how long it took until both paths of all maps carried requests again.
+pub async fn heal(cluster: &Cluster, places: &[Place], fabric: Fabric) -> Result<Duration> {
+    let before = states(cluster, places).await?;
     cluster.lab.array().heal(fabric).await?;
     let took = wait::until("both paths of all maps carry", OUT_LIMIT, async || {
-        let now = states(cluster, writers).await?;
+        let now = states(cluster, places).await?;
         for (before, now) in before.iter().zip(&now) {
             let shares = inspect::shares(before, now);
             ensure!(
@@ -123,6 +125,12 @@ async fn heal(cluster: &Cluster, writers: &Writers, fabric: Fabric) -> Result<Du
         Ok(true)
     })
     .await?;
-    told(cluster, writers, "PathBack", &cluster.lab.array().address(fabric)).await?;
+    told(
+        cluster,
+        &places[0],
+        "PathBack",
+        &cluster.lab.array().address(fabric),
+    )
+    .await?;
     Ok(took)
 }

@@ -26,7 +26,7 @@ pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
     report
         .step(
             "both paths carry about half of the requests",
-            both_paths(cluster, &writers, pod),
+            both_paths(cluster, &writers),
         )
         .await?;
     report
@@ -44,9 +44,10 @@ pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
 }
 
 /// Waits until each of two paths has carried 40 to 60 % of at least 200 requests.
-pub async fn both_paths(cluster: &Cluster, writers: &Writers, pod: &str) -> Result<()> {
-    let guest = cluster.guest(writers.node(cluster, pod).await?);
-    let map = map_of(&writers.volume(cluster, pod).await?);
+pub async fn both_paths(cluster: &Cluster, writers: &Writers) -> Result<()> {
+    let places = writers.places(cluster).await?;
+    let guest = cluster.guest(places[0].node);
+    let map = map_of(&places[0].volume);
     let before = inspect::paths(guest, &map).await?;
     wait::until("requests on both paths", Duration::from_secs(60), async || {
         let shares = inspect::shares(&before, &inspect::paths(guest, &map).await?);

@@ -30,7 +30,7 @@ pub struct Times {
 }
 
 /// Runs the steps in order; the first that fails ends the suite.
-pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
+pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<Times> {
     let before = Before::look(cluster).await?;
     let names: Vec<String> = (0..COUNT).map(|number| format!("many-{number:02}")).collect();
     let start = Instant::now();
@@ -98,7 +98,10 @@ pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
         seconds(times.running),
         seconds(times.gone)
     ));
-    report.step("nothing is left", before.nothing_left(cluster)).await
+    report
+        .step("nothing is left", before.nothing_left(cluster))
+        .await?;
+    Ok(times)
 }
 
 async fn count(cluster: &Cluster, what: &str, phase: &str) -> Result<()> {

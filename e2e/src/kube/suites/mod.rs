@@ -2,12 +2,15 @@
 //! cluster as it found it.
 
 pub mod adopt;
+pub mod bench;
 pub mod choices;
 pub mod conformance;
+pub mod demo;
 pub mod drain;
 pub mod fabrics;
 pub mod fence;
 pub mod forms;
+pub mod iscsid;
 pub mod life;
 pub mod many;
 pub mod outages;
@@ -55,6 +58,8 @@ pub enum KubeSuite {
     Statics,
     /// LUNs that existed before, by their names
     Adopt,
+    /// iscsid in the plugin's container
+    Iscsid,
     /// Fifty claims and pods at once
     Many,
     /// A node that loses its routes to the array
@@ -69,7 +74,11 @@ pub enum KubeSuite {
     Rbac,
     /// Where the service's password is, and where not
     Secrets,
-    /// Every one of them
+    /// A claim, a pod and a cut fabric, to watch
+    Demo,
+    /// What a user waits for, written to docs/benchmarks.md
+    Bench,
+    /// Every suite but the last three
     All,
 }
 
@@ -87,6 +96,7 @@ impl KubeSuite {
                 Self::Outages,
                 Self::Statics,
                 Self::Adopt,
+                Self::Iscsid,
                 Self::Many,
                 Self::Topology,
                 Self::Drain,
@@ -113,7 +123,10 @@ pub async fn run(
     artifacts: &Artifacts,
     places: &Places,
 ) -> Result<bool> {
-    let mut report = Report::default();
+    let mut report = match suites {
+        [KubeSuite::Demo | KubeSuite::Bench] => Report::verbose(),
+        _ => Report::default(),
+    };
     report.suite("cluster");
     let prepared = Prepared {
         binaries: Binaries::find(&artifacts::cache_directory())?,
@@ -149,7 +162,10 @@ pub async fn run(
                 KubeSuite::Outages => outages::run(&mut report, &mut cluster).await,
                 KubeSuite::Statics => statics::run(&mut report, &cluster).await,
                 KubeSuite::Adopt => adopt::run(&mut report, &cluster).await,
-                KubeSuite::Many => many::run(&mut report, &cluster).await,
+                KubeSuite::Iscsid => iscsid::run(&mut report, &cluster).await,
+                KubeSuite::Many => many::run(&mut report, &cluster).await.map(drop),
+                KubeSuite::Demo => demo::run(&mut report, &cluster).await,
+                KubeSuite::Bench => bench::run(&mut report, &cluster).await,
                 KubeSuite::Topology => topology::run(&mut report, &cluster).await,
                 KubeSuite::Drain => drain::run(&mut report, &cluster).await,
                 KubeSuite::External => conformance::chosen(&mut report, &cluster).await,

@@ -13,7 +13,7 @@ use crate::{
         cluster::{Cluster, NAMESPACE},
         leftovers::Before,
         worker::{self, KUBELET},
-        writers::Writers,
+        writers::{Place, Writers},
     },
     net::Fabric,
     report::{Report, seconds},
@@ -172,9 +172,8 @@ pub async fn plugins_ready(cluster: &Cluster) -> Result<Duration> {
 /// /proc/self/mountinfo whose source is a map.
 async fn mounts(cluster: &Cluster, writers: &Writers) -> Result<Vec<String>> {
     let mut all = Vec::new();
-    for pod in writers.pods() {
-        let node = writers.node(cluster, &pod).await?;
-        let map = map_of(&writers.volume(cluster, &pod).await?);
+    for Place { pod, node, volume } in writers.places(cluster).await? {
+        let map = map_of(&volume);
         let guest = cluster.guest(node);
         let script = format!(
             "for dm in /sys/block/dm-*; do [ \"$(cat $dm/dm/name)\" = {map} ] || continue; \
@@ -190,9 +189,9 @@ async fn mounts(cluster: &Cluster, writers: &Writers) -> Result<Vec<String>> {
 }
 
 async fn unchanged(cluster: &Cluster, writers: &Writers, before: &[String]) -> Result<()> {
-    for pod in writers.pods() {
-        writers.progress(cluster, &pod).await?;
-    }
+    writers
+        .all_progress(cluster, &writers.places(cluster).await?)
+        .await?;
     let now = mounts(cluster, writers).await?;
     ensure!(now == before, "before: {before:?}; now: {now:?}");
     Ok(())

@@ -1,0 +1,120 @@
+//! Hosts without a running open-iscsi: the plugin runs iscsid in its own container. A lost path comes back by itself, and the
+//! plugin may die under load.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use super::{
+    fabrics::{cut, heal},
+    life::both_paths,
+    upgrade::plugins_ready,
+};
+use crate::{
+    guest::Guest,
+    kube::{cluster::Cluster, leftovers::Before, writers::Writers},
+    net::Fabric,
+    report::Report,
+};
+
+/// Name of its process and log.
+const ISCSID: &str = "iscsid";
+
+/// Runs the steps in order; whatever happens, the hosts have their iscsid again at the end.
+pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
+    let outcome = steps(report, cluster).await;
+    report
+        .step("the chart goes back to the hosts' iscsid", async {
+            cluster.install(&cluster.values()).await?;
+            for guest in cluster.lab.nodes() {
+                guest.spawn(ISCSID, &["iscsid", "--foreground"], &[]).await?;
+            }
+            plugins_ready(cluster).await
+        })
+        .await?;
+    outcome
+}
+
+async fn steps(report: &mut Report, cluster: &Cluster) -> Result<()> {
+    report
+        .step(
+            "the hosts' iscsid is stopped, the chart upgraded to one in the container",
+            async {
+                for guest in cluster.lab.nodes() {
+                    guest.kill(ISCSID, Signal::SIGKILL as i32).await?;
+                    guest.wait(ISCSID, Duration::from_secs(10)).await?;
+                }
+                let mut values = cluster.values();
+                // It finds none on the hosts.
+                values["node"] = json!({"iscsid": "auto"});
+                cluster.install(&values).await?;
+                plugins_ready(cluster).await?;
+                for guest in cluster.lab.nodes() {
+                    contained(guest).await?;
+                }
+                Ok(())
+            },
+        )
+        .await?;
+    let before = Before::look(cluster).await?;
+    let writers = report
+        .step("two writers", Writers::start(cluster, ISCSID, 2, "storagelink"))
+        .await?;
+    report
+        .step(
+            "both paths carry about half of the requests",
+            both_paths(cluster, &writers),
+        )
+        .await?;
+    let places = writers.places(cluster).await?;
+    report
+        .step(
+            "the plugin is killed on both workers, and its iscsid with it: I/O goes on",
+            async {
+                for guest in cluster.lab.nodes() {
+                    guest
+                        .exec(&["pkill", "-KILL", "-f", "storagelink-csi node"])
+                        .await?;
+                }
+                writers.all_progress(cluster, &places).await?;
+                plugins_ready(cluster).await
+            },
+        )
+        .await?;
+    report
+        .step(
+            "a fabric is cut silently: writes go on over the other",
+            cut(cluster, &writers, &places, Fabric::A),
+        )
+        .await?;
+    report
+        .step(
+            "it is back: the new iscsid logs in to the old sessions again",
+            heal(cluster, &places, Fabric::A),
+        )
+        .await?;
+    report
+        .step(
+            "no writer saw an error, nothing is lost",
+            writers.stop_all(cluster),
+        )
+        .await?;
+    report
+        .step("pods and claims are deleted", writers.delete(cluster))
+        .await?;
+    report.step("nothing is left", before.nothing_left(cluster)).await
+}
+
+/// The one iscsid of a worker is the child of the plugin.
+async fn contained(guest: &Guest) -> Result<()> {
+    let script = "for p in $(pidof iscsid); do cat /proc/$(awk '{ print $4 }' /proc/$p/stat)/cmdline | tr '\\0' ' '; echo; done";
+    let parents = guest.shell(script).await?;
+    ensure!(
+        parents.contains("storagelink-csi node"),
+        "{}: iscsid was started by {parents:?}",
+        guest.name()
+    );
+    Ok(())
+}
