@@ -6,7 +6,7 @@
 ARG BASE=docker.io/library/debian:bookworm-slim
 
 FROM ${BASE} AS base
-ARG PACKAGES="btrfs-progs coreutils e2fsprogs libdevmapper1.02.1 open-iscsi util-linux xfsprogs"
+ARG PACKAGES="btrfs-progs coreutils e2fsprogs libcap2-bin libdevmapper1.02.1 open-iscsi util-linux xfsprogs"
 RUN dpkg-query -W $PACKAGES >/dev/null 2>&1 || { \
       apt-get update && apt-get install -y --no-install-recommends $PACKAGES && rm -rf /var/lib/apt/lists/*; }
 COPY hack/image-root.sh /usr/local/bin/image-root
@@ -21,7 +21,8 @@ RUN image-root /root-fs /usr/bin/storagelink-csi /usr/bin/mpathutil \
       chroot mkfs.ext4 mkfs.xfs mkfs.btrfs blkid e2fsck resize2fs xfs_growfs btrfs iscsid iscsiadm /etc/mke2fs.conf
 
 FROM base AS storagelinkd-root
-RUN image-root /root-fs /usr/bin/storagelinkd
+# configfs belongs to root; the gateway does not run as root (docs/operations.md says what its container is given).
+RUN image-root /root-fs /usr/bin/storagelinkd && setcap cap_dac_override+ep /root-fs/usr/bin/storagelinkd
 
 FROM scratch AS controller
 COPY --from=controller-root /root-fs /

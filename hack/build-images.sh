@@ -61,6 +61,8 @@ for image in storagelink-csi-controller storagelink-csi-node storagelinkd; do
     tag=ghcr.io/storagelink/$image:$version
     docker build --quiet --network none --build-arg BASE=storagelink-base:bookworm --target "${target[$image]}" --tag "$tag" . >/dev/null 2>"$work/build.log" ||
         { cat "$work/build.log" >&2; exit 1; }
+    # Each starts as it is meant to run: without a writable root, without any other right.
+    docker run --rm --network none --read-only --cap-drop ALL --cap-add DAC_OVERRIDE "$tag" --version
     docker save "$tag" -o "$out/$image.tar"
     size=$(gzip -c "$out/$image.tar" | wc -c)
     printf '%-28s %5.1f MB compressed (limit %d MB)\n' "$image" "$(echo "$size" | awk '{ print $1 / 1e6 }')" $((limit[$image] / 1000000)) | tee -a "$out/sizes.new"

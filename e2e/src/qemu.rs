@@ -64,13 +64,9 @@ impl Machine {
                 .split_whitespace()
                 .map(str::to_owned)
                 .collect();
-        if let Ok(cpu) = std::env::var("LAB_CPU") {
-            argv[6] = cpu;
-        }
-        let more = std::env::var("LAB_APPEND").unwrap_or_default();
         let mut add = |option: &str, value: String| argv.extend([option.to_owned(), value]);
         let append = format!(
-            "console=ttyS0 quiet panic=-1 mitigations=off {more} net.ifnames=0 lab.name={} lab.index={} lab.kernel={} \
+            "console=ttyS0 quiet panic=-1 mitigations=off net.ifnames=0 lab.name={} lab.index={} lab.kernel={} \
              lab.modules={} lab.agent={}",
             self.name,
             self.index,

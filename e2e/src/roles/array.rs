@@ -20,6 +20,8 @@ pub const TARGET: &str = "iqn.2026-11.com.example:array";
 pub const USER: &str = "csi";
 /// TCP port of the gateway.
 pub const PORT: u16 = 21605;
+/// User and group that it runs as.
+const UID: u32 = 65532;
 /// Name of its process and log.
 pub const PROCESS: &str = "storagelinkd";
 
@@ -36,7 +38,8 @@ pub struct Array {
 pub async fn prepare(guest: &Guest) -> Result<()> {
     guest
         .shell(&format!(
-            "mkfs.xfs -q -K -m reflink=1 /dev/vda; mkdir -p {AGGREGATE}; mount /dev/vda {AGGREGATE}; \
+            "mkfs.xfs -q -K -m reflink=1 /dev/vda; mkdir -p {AGGREGATE} {STATE}; mount /dev/vda {AGGREGATE}; \
+             chown {UID}:{UID} {AGGREGATE} {STATE}; \
              mount -t configfs configfs /sys/kernel/config; dbus-daemon --system --fork"
         ))
         .await
@@ -77,6 +80,9 @@ path = "{AGGREGATE}"
     guest
         .write("/etc/storagelinkd/storagelinkd.toml", configuration, 0o600)
         .await?;
+    guest
+        .exec(&["chown", "-R", &format!("{UID}:{UID}"), "/etc/storagelinkd"])
+        .await?;
     spawn_gateway(lab).await?;
     let mut found = None;
     // Its port may be open before the line is written.
@@ -92,14 +98,27 @@ path = "{AGGREGATE}"
     })
 }
 
-/// Starts the gateway (again) and waits until its port is open.
+/// Starts the gateway (again), as the unit file and the image do: not as root, with the one capability that configfs asks
+/// for. Waits until its port is open.
 pub async fn spawn_gateway(lab: &Lab) -> Result<Duration> {
     let guest = lab.array();
     let program = lab.program("storagelinkd");
     guest
         .spawn(
             PROCESS,
-            &[&program, "--config", "/etc/storagelinkd/storagelinkd.toml"],
+            &[
+                "setpriv",
+                &format!("--reuid={UID}"),
+                &format!("--regid={UID}"),
+                "--clear-groups",
+                "--inh-caps=-all,+dac_override",
+                "--ambient-caps=-all,+dac_override",
+                "--bounding-set=-all,+dac_override",
+                "--no-new-privs",
+                &program,
+                "--config",
+                "/etc/storagelinkd/storagelinkd.toml",
+            ],
             &[],
         )
         .await?;

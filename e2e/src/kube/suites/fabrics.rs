@@ -65,11 +65,16 @@ pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
 
 /// Maps of a worker with the states of their paths' devices.
 async fn states(cluster: &Cluster, places: &[Place]) -> Result<Vec<Vec<inspect::Path>>> {
-    let mut all = Vec::new();
-    for place in places {
-        all.push(inspect::paths(cluster.guest(place.node), &map_of(&place.volume)).await?);
+    let mut maps = Vec::new();
+    for guest in cluster.lab.nodes() {
+        maps.push(inspect::paths_of_all(guest).await?);
     }
-    Ok(all)
+    let mut of = |place: &Place| {
+        maps[place.node]
+            .remove(&map_of(&place.volume))
+            .unwrap_or_default()
+    };
+    Ok(places.iter().map(&mut of).collect())
 }
 
 /// Cuts a fabric; returns when its paths are out, Events told it and all writers went on over the other for a while.

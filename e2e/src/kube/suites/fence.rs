@@ -110,7 +110,7 @@ async fn steps(
                     "the old writer's errors, or its end",
                     Duration::from_secs(120),
                     async || {
-                        let running = guest.shell("pgrep -f 'lab-writer write' || true").await?;
+                        let running = guest.shell("pgrep -f '[l]ab-writer write' || true").await?;
                         Ok(running.is_empty() || std::fs::read(&file).is_ok_and(|text| !text.is_empty()))
                     },
                 )
