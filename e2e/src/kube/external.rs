@@ -56,18 +56,83 @@ fn lines(file: &str) -> impl Iterator<Item = &str> {
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
-/// Runs the chosen part, or all of it, within `limit`; every spec that ran or said why not.
-pub async fn run(cluster: &Cluster, chosen: bool, limit: Duration) -> Result<Vec<Spec>> {
-    let binaries = &cluster.prepared.binaries;
+/// Which specs run. The shards of a part run side by side: a spec mostly waits, for kubelets and for controllers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// What CI runs.
+    Chosen,
+    /// All but what cannot run here.
+    All,
+}
+
+/// How many expressions of the chosen part run side by side.
+const CHOSEN_SHARDS: usize = 4;
+/// Shards of the whole suite, about equally long. A spec runs in the first that matches it.
+const SHARDS: [&str; 4] = [
+    r"Dynamic PV \(default fs\)\] (subPath|volumes|fsgroup)",
+    r"\((block|filesystem) volmode\)",
+    r"Dynamic PV \((default fs|xfs|ext4)\)",
+    "",
+];
+
+impl Part {
+    /// For each shard, what it runs and what it leaves to others, as expressions over the specs' names.
+    fn shards(self) -> Vec<(String, Vec<String>)> {
+        match self {
+            Self::Chosen => {
+                let mut shards = vec![Vec::new(); CHOSEN_SHARDS];
+                for (number, line) in lines(CHOSEN).enumerate() {
+                    shards[number % CHOSEN_SHARDS].push(line);
+                }
+                shards
+                    .into_iter()
+                    .map(|expressions| (expressions.join("|"), Vec::new()))
+                    .collect()
+            }
+            Self::All => SHARDS
+                .iter()
+                .enumerate()
+                .map(|(number, focus)| {
+                    let before = SHARDS[..number].iter().map(|shard| (*shard).to_owned());
+                    (format!("External.Storage.*{focus}"), before.collect())
+                })
+                .collect(),
+        }
+    }
+}
+
+/// Runs a part of the suite, each shard within `limit`; every spec that ran or said why not.
+pub async fn run(cluster: &Cluster, part: Part, limit: Duration) -> Result<Vec<Spec>> {
     let results = cluster.lab.results().join("external");
     fs::create_dir_all(&results).context("make the suite's results")?;
-    let report = results.join("report.json");
+    let shards = part.shards();
+    let runs = shards
+        .iter()
+        .enumerate()
+        .map(|(number, (focus, left))| shard(cluster, &results, number, focus, left, limit));
+    let mut specs = futures_util::future::try_join_all(runs).await?.concat();
+    specs.sort_by(|one, other| one.name.cmp(&other.name));
+    ensure!(
+        specs
+            .iter()
+            .any(|spec| spec.state == "passed" || spec.state == "failed"),
+        "no spec ran, see {}",
+        results.display()
+    );
+    Ok(specs)
+}
+
+async fn shard(
+    cluster: &Cluster,
+    results: &Path,
+    number: usize,
+    focus: &str,
+    left: &[String],
+    limit: Duration,
+) -> Result<Vec<Spec>> {
+    let binaries = &cluster.prepared.binaries;
+    let report = results.join(format!("report-{number}.json"));
     let driver = cluster.prepared.checkout.join("e2e/kube/external.yaml");
-    let focus = if chosen {
-        lines(CHOSEN).collect::<Vec<_>>().join("|")
-    } else {
-        "External.Storage".to_owned()
-    };
     let mut argv = vec![
         text(&binaries.e2e_test())?.to_owned(),
         format!("--storage.testdriver={}", text(&driver)?),
@@ -79,23 +144,18 @@ pub async fn run(cluster: &Cluster, chosen: bool, limit: Duration) -> Result<Vec
         format!("--ginkgo.timeout={}s", limit.as_secs()),
         "--ginkgo.no-color".to_owned(),
     ];
-    for skip in lines(SKIPPED) {
+    for skip in lines(SKIPPED).chain(left.iter().map(String::as_str)) {
         argv.push(format!("--ginkgo.skip={skip}"));
     }
     let done = programs::run(&argv, &HashMap::new(), &[], limit + Duration::from_secs(60))
         .await
         .context("run e2e.test")?;
-    fs::write(results.join("output.log"), [done.stdout, done.stderr].concat()).context("keep its output")?;
-    let specs = read(&report)?;
-    ensure!(
-        specs
-            .iter()
-            .any(|spec| spec.state == "passed" || spec.state == "failed"),
-        "no spec ran (exit {}), see {}",
-        done.exit,
-        results.display()
-    );
-    Ok(specs)
+    fs::write(
+        results.join(format!("output-{number}.log")),
+        [done.stdout, done.stderr].concat(),
+    )
+    .context("keep its output")?;
+    read(&report).with_context(|| format!("shard {number}, exit {}", done.exit))
 }
 
 fn read(report: &Path) -> Result<Vec<Spec>> {
@@ -153,6 +213,25 @@ mod tests {
     #[test]
     fn comments_are_no_expressions() {
         assert_eq!(lines("# why\n\n a.b \n").collect::<Vec<_>>(), ["a.b"]);
-        assert!(lines(CHOSEN).count() > 3);
+        assert!(lines(CHOSEN).count() > CHOSEN_SHARDS);
+    }
+
+    #[test]
+    fn every_expression_is_in_one_shard() {
+        let chosen = Part::Chosen.shards();
+        assert_eq!(chosen.len(), CHOSEN_SHARDS);
+        for line in lines(CHOSEN) {
+            assert_eq!(
+                chosen.iter().filter(|(focus, _)| focus.contains(line)).count(),
+                1,
+                "{line}"
+            );
+        }
+        let all = Part::All.shards();
+        assert!(
+            all.iter()
+                .enumerate()
+                .all(|(number, (_, left))| left.len() == number)
+        );
     }
 }

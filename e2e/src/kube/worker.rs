@@ -30,6 +30,8 @@ pub const MODULES: [&str; 12] = [
     "xt_MASQUERADE",
     "xt_comment",
 ];
+/// Process and log name of the host's iscsid.
+pub const ISCSID: &str = "iscsid";
 /// Process and log name of the kubelet.
 pub const KUBELET: &str = "kubelet";
 const CONTAINERD_LIMIT: Duration = Duration::from_secs(60);

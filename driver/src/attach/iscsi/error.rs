@@ -21,7 +21,10 @@ pub enum PortalError {
         source: ProgramError,
     },
     /// iscsid does not answer (iscsiadm's codes 18 and 20).
-    #[error("portal {portal}: iscsid is not running on this node")]
+    #[error(
+        "portal {portal}: iscsid is not running on this node: systemctl enable --now iscsid (package open-iscsi, iscsi-initiator-utils on Red Hat), \
+         or node.iscsid: container in the chart's values"
+    )]
     NoDaemon {
         /// The path.
         portal: Box<Portal>,

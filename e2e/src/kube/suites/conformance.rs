@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::{
     kube::{
         cluster::Cluster,
-        external::{self, Spec},
+        external::{self, Part, Spec},
         leftovers::Before,
     },
     programs::output,
@@ -24,7 +24,10 @@ const ALL_LIMIT: Duration = Duration::from_secs(6 * 3600);
 pub async fn chosen(report: &mut Report, cluster: &Cluster) -> Result<()> {
     let before = Before::look(cluster).await?;
     let specs = report
-        .step("run the chosen specs", external::run(cluster, true, CHOSEN_LIMIT))
+        .step(
+            "run the chosen specs",
+            external::run(cluster, Part::Chosen, CHOSEN_LIMIT),
+        )
         .await?;
     for spec in &specs {
         let name = format!("{} ({})", short(&spec.name), seconds(spec.took));
@@ -43,7 +46,7 @@ pub async fn chosen(report: &mut Report, cluster: &Cluster) -> Result<()> {
 /// All of it; the table is written into the checkout.
 pub async fn all(report: &mut Report, cluster: &Cluster) -> Result<()> {
     let specs = report
-        .step("run every spec", external::run(cluster, false, ALL_LIMIT))
+        .step("run every spec", external::run(cluster, Part::All, ALL_LIMIT))
         .await?;
     let file = cluster.prepared.checkout.join("docs/conformance.md");
     let date = output(&["date", "-u", "+%F"]).await?;

@@ -14,13 +14,10 @@ use super::{
 };
 use crate::{
     guest::Guest,
-    kube::{cluster::Cluster, leftovers::Before, writers::Writers},
+    kube::{cluster::Cluster, leftovers::Before, worker::ISCSID, writers::Writers},
     net::Fabric,
     report::Report,
 };
-
-/// Name of its process and log.
-const ISCSID: &str = "iscsid";
 
 /// Runs the steps in order; whatever happens, the hosts have their iscsid again at the end.
 pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {

@@ -10,6 +10,7 @@ pub mod drain;
 pub mod fabrics;
 pub mod fence;
 pub mod forms;
+pub mod host;
 pub mod iscsid;
 pub mod life;
 pub mod many;
@@ -58,6 +59,8 @@ pub enum KubeSuite {
     Statics,
     /// LUNs that existed before, by their names
     Adopt,
+    /// A host without iscsid and a module
+    Host,
     /// iscsid in the plugin's container
     Iscsid,
     /// Fifty claims and pods at once
@@ -96,6 +99,7 @@ impl KubeSuite {
                 Self::Outages,
                 Self::Statics,
                 Self::Adopt,
+                Self::Host,
                 Self::Iscsid,
                 Self::Many,
                 Self::Topology,
@@ -162,6 +166,7 @@ pub async fn run(
                 KubeSuite::Outages => outages::run(&mut report, &mut cluster).await,
                 KubeSuite::Statics => statics::run(&mut report, &cluster).await,
                 KubeSuite::Adopt => adopt::run(&mut report, &cluster).await,
+                KubeSuite::Host => host::run(&mut report, &cluster).await,
                 KubeSuite::Iscsid => iscsid::run(&mut report, &cluster).await,
                 KubeSuite::Many => many::run(&mut report, &cluster).await.map(drop),
                 KubeSuite::Demo => demo::run(&mut report, &cluster).await,

@@ -1,0 +1,89 @@
+//! A host that lacks something: the plugin loads what it may load and names the rest, on the node and on the pod that waits for
+//! it; the pod runs once it is there.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
+
+use super::upgrade::plugins_ready;
+use crate::{
+    kube::{
+        cluster::Cluster,
+        leftovers::Before,
+        objects::{self, Claim, Pod},
+        worker::ISCSID,
+    },
+    report::Report,
+};
+
+const NAME: &str = "host";
+/// A module that nothing holds while the node has no volume.
+const MODULE: &str = "dm_round_robin";
+/// The kubelet pulls a dead container up again, and the kubelet's calls have pauses that grow.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Runs the steps in order; whatever happens, the host has its iscsid again at the end.
+pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
+    let before = Before::look(cluster).await?;
+    let lacking = lacking(report, cluster).await;
+    let guest = cluster.guest(0);
+    let again = report
+        .step("iscsid starts: the pod runs", async {
+            guest.spawn(ISCSID, &["iscsid", "--foreground"], &[]).await?;
+            if lacking.is_err() {
+                return Ok(());
+            }
+            let pod = ["pod", NAME];
+            let phase = cluster.kubectl.until(&pod, ".status.phase", "Running", LIMIT);
+            phase.await.map(drop)
+        })
+        .await;
+    cluster.kubectl.delete(&["pod", NAME]).await?;
+    cluster.kubectl.delete(&["pvc", NAME]).await?;
+    lacking.and(again)?;
+    report.step("nothing is left", before.nothing_left(cluster)).await
+}
+
+async fn lacking(report: &mut Report, cluster: &Cluster) -> Result<()> {
+    let guest = cluster.guest(0);
+    let text = report
+        .step(
+            "without iscsid and a module the plugin loads the module, and the node's Event names open-iscsi",
+            async {
+                guest.kill(ISCSID, Signal::SIGKILL as i32).await?;
+                guest.wait(ISCSID, Duration::from_secs(10)).await?;
+                guest.exec(&["modprobe", "--remove", MODULE]).await?;
+                guest
+                    .exec(&["pkill", "-KILL", "-f", "storagelink-csi node"])
+                    .await?;
+                let words = ["HostNotReady", "iscsid", "open-iscsi"];
+                let told = cluster.kubectl.told("Node", guest.name(), &words, LIMIT).await?;
+                let modules = guest.read("/proc/modules").await?;
+                ensure!(
+                    modules.lines().any(|line| line.starts_with(MODULE)),
+                    "{MODULE} was not loaded again"
+                );
+                plugins_ready(cluster).await?;
+                Ok(told)
+            },
+        )
+        .await?;
+    report.note(text);
+    let text = report
+        .step("a pod on it waits, and its Event says what for", async {
+            let pod = Pod {
+                node: Some(guest.name()),
+                ..Pod::new(NAME, NAME)
+            };
+            let objects = [Claim::new(NAME, "storagelink").object(), pod.object()];
+            cluster.kubectl.apply(&objects::all(&objects)).await?;
+            let words = ["FailedMount", "iscsid is not running", "open-iscsi"];
+            cluster.kubectl.told("Pod", NAME, &words, LIMIT).await
+        })
+        .await?;
+    report.note(text);
+    let phase = cluster.kubectl.field(&["pod", NAME], ".status.phase").await?;
+    ensure!(phase == "Pending", "the pod is {phase}");
+    Ok(())
+}
