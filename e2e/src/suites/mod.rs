@@ -4,6 +4,7 @@
 pub mod cluster;
 pub mod kill;
 pub mod main_job;
+pub mod many;
 pub mod sanity;
 pub mod sharing;
 pub mod tools;
@@ -31,6 +32,8 @@ pub enum Suite {
     WrongWwid,
     /// What an administrator sees: targetcli, mpathutil without the plugin, a volume that grows
     Tools,
+    /// Thirty volumes at once on one node
+    Many,
     /// csi-sanity on the live sockets
     Sanity,
     /// SIGKILL of gateway, controller and node plugin in the middle of calls
@@ -48,6 +51,7 @@ impl Suite {
                 Self::Sharing,
                 Self::WrongWwid,
                 Self::Tools,
+                Self::Many,
                 Self::Sanity,
                 Self::Kill,
             ],
@@ -83,6 +87,7 @@ pub async fn run(suite: Suite, artifacts: &Artifacts, places: &Places) -> Result
             Suite::Sharing => sharing::run(&mut report, &cluster).await,
             Suite::WrongWwid => wrong_wwid::run(&mut report, &cluster).await,
             Suite::Tools => tools::run(&mut report, &mut cluster).await,
+            Suite::Many => many::run(&mut report, &cluster).await,
             Suite::Sanity => sanity::run(&mut report, &cluster).await,
             Suite::Kill => kill::run(&mut report, &mut cluster).await,
             Suite::All => Ok(()),

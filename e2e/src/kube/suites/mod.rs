@@ -25,6 +25,10 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
+use tokio::{
+    fs,
+    io::{AsyncBufReadExt as _, BufReader},
+};
 
 use super::{
     binaries::Binaries,
@@ -39,7 +43,7 @@ use crate::{
 /// A suite by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum KubeSuite {
-    /// Boot and install, then wait for the end of standard input: a cluster to work with by hand
+    /// Boot and install, then wait for SIGINT: a cluster to work with by hand
     Up,
     /// From a claim to a pod that writes over both paths, and back to nothing
     Life,
@@ -198,17 +202,39 @@ pub async fn run(
     Ok(passed)
 }
 
+/// Keeps the cluster until SIGINT; each line that is written to a pipe is a command for a guest: `node1 mpathutil list`.
 async fn by_hand(report: &Report, cluster: &Cluster) -> Result<()> {
-    let process = std::process::id();
-    let outside = std::fs::read_link("/proc/self/ns/net").unwrap_or_default();
+    let pipe = cluster.lab.results().join("commands");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).context("make the pipe for commands")?;
     report.say(format!(
-        "kubectl: {} --kubeconfig {}\nin the namespaces of process {process} as seen inside (network {})\n\
-         it ends with SIGINT",
+        "kubectl: {} --kubeconfig {}, in the network namespace of process {}\n\
+         echo node1 '<shell command>' > {} runs it in that guest; it ends with SIGINT",
         cluster.prepared.binaries.kubernetes("kubectl").display(),
         cluster.kubectl.kubeconfig().display(),
-        outside.display()
+        std::fs::read_link("/proc/self").unwrap_or_default().display(),
+        pipe.display()
     ));
-    tokio::signal::ctrl_c().await.context("wait for SIGINT")
+    // Open for writing too: without a writer there is no end of it.
+    let commands = fs::OpenOptions::new().read(true).write(true).open(&pipe).await;
+    let mut lines = BufReader::new(commands.context("open the pipe for commands")?).lines();
+    loop {
+        let line = tokio::select! {
+            line = lines.next_line() => line.context("read the pipe for commands")?.unwrap_or_default(),
+            end = tokio::signal::ctrl_c() => return end.context("wait for SIGINT"),
+        };
+        let (name, command) = line.split_once(' ').unwrap_or((&line, ""));
+        let guests = || std::iter::once(cluster.lab.array()).chain(cluster.lab.nodes());
+        match guests().find(|guest| guest.name() == name) {
+            Some(guest) => match guest.shell(command).await {
+                Ok(answer) => report.say(answer),
+                Err(error) => report.say(format!("{error:#}")),
+            },
+            None => {
+                let names: Vec<&str> = guests().map(crate::guest::Guest::name).collect();
+                report.say(format!("no guest `{name}`, there are {}", names.join(", ")));
+            }
+        }
+    }
 }
 
 /// Deletes what a failed suite left in the cluster.
