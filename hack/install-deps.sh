@@ -9,7 +9,7 @@ lab=(busybox-static cpio iproute2 kmod xz-utils dbus udev util-linux
      targetcli-fb open-iscsi lsscsi sg3-utils fio
      e2fsprogs xfsprogs btrfs-progs)
 # The cluster lab: Debian's packages of what a worker runs and of the control plane's store.
-kube=(containerd runc crun etcd-server containernetworking-plugins nftables iptables)
+kube=(containerd runc crun etcd-server containernetworking-plugins nftables)
 # The images: an engine, and the base that it builds on.
 images=(docker.io mmdebstrap)
 qemu_minimum=8.1

@@ -52,7 +52,7 @@ build() { # directory of the module, output directory, packages...
 
 k=k8s.io/kubernetes
 kubernetes=("$k/cmd/kube-apiserver" "$k/cmd/kube-controller-manager" "$k/cmd/kube-scheduler" "$k/cmd/kubelet"
-    "$k/cmd/kube-proxy" "$k/cmd/kubectl" "$k/test/images/agnhost")
+    "$k/cmd/kubectl" "$k/test/images/agnhost")
 c=github.com/kubernetes-csi
 sidecars=("$c/external-provisioner/v6/cmd/csi-provisioner" "$c/external-attacher/v4/cmd/csi-attacher"
     "$c/external-resizer/v2/cmd/csi-resizer" "$c/external-snapshotter/v8/cmd/csi-snapshotter"

@@ -16,7 +16,7 @@ use crate::{
 const MAP: &str = "byhand";
 
 /// One LUN, two portals, two sessions, a round-robin map; a fabric cut and healed under the writer; bytes spoilt.
-pub(crate) async fn steps(report: &mut Report, lab: &Lab) -> Result<()> {
+pub(crate) async fn steps(report: &Report, lab: &Lab) -> Result<()> {
     let (target, guest) = (lab.array(), lab.node(0));
     report
         .step("a LUN with two portals, by targetcli", lun(lab))

@@ -14,7 +14,7 @@ use crate::{
 
 /// Boots array and node, and shows that fabrics carry, are cut and heal. True when every step passed.
 pub async fn run(artifacts: &Artifacts, places: &Places) -> Result<bool> {
-    let mut report = Report::verbose();
+    let report = Report::verbose();
     let spec = LabSpec::new("check", 1);
     let lab = report
         .step("boot an array and a node", Lab::start(&spec, artifacts, places))
@@ -28,13 +28,13 @@ pub async fn run(artifacts: &Artifacts, places: &Places) -> Result<bool> {
                 report.note(format!("{}: {line}", guest.name()));
             });
     }
-    let outcome = steps(&mut report, &lab).await;
+    let outcome = steps(&report, &lab).await;
     let passed = report.close() && outcome.is_ok();
     lab.stop(passed).await?;
     Ok(passed)
 }
 
-async fn steps(report: &mut Report, lab: &Lab) -> Result<()> {
+async fn steps(report: &Report, lab: &Lab) -> Result<()> {
     let (array, node) = (lab.array(), lab.node(0));
     report
         .step("programs run, inputs and exit codes pass", async {

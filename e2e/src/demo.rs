@@ -11,7 +11,7 @@ use crate::{
 
 /// Boots the lab, runs the main job with everything it has to show; the last line is `demo: ok` when it went well.
 pub async fn run(artifacts: &Artifacts, places: &Places) -> Result<bool> {
-    let mut report = Report::verbose();
+    let report = Report::verbose();
     let spec = LabSpec::new("demo", 1);
     let lab = report
         .step("boot an array and a node", Lab::start(&spec, artifacts, places))
@@ -19,7 +19,7 @@ pub async fn run(artifacts: &Artifacts, places: &Places) -> Result<bool> {
     let cluster = report
         .step("start gateway, controller and node plugin", Cluster::start(lab))
         .await?;
-    let outcome = main_job::run(&mut report, &cluster).await;
+    let outcome = main_job::run(&report, &cluster).await;
     let passed = outcome.is_ok() && report.failures() == 0;
     if !passed {
         report.say(format!("consoles and logs: {}", cluster.lab.results().display()));

@@ -43,6 +43,8 @@ pub struct LabSpec {
     pub nodes: u8,
     /// Memory of the array guest in MiB.
     pub memory_mib: u32,
+    /// Processors of each guest.
+    pub processors: u8,
     /// Bytes of the array's sparse disk.
     pub array_disk_bytes: u64,
     /// Memory of each node guest in MiB.
@@ -54,7 +56,7 @@ pub struct LabSpec {
 }
 
 impl LabSpec {
-    /// An array and `nodes` node guests of 1 GiB, the array with a sparse disk of 8 GiB.
+    /// An array and `nodes` node guests of 2 processors and 1 GiB, the array with a sparse disk of 8 GiB.
     #[must_use]
     pub fn new(name: &str, nodes: u8) -> Self {
         Self {
@@ -62,6 +64,7 @@ impl LabSpec {
             array: true,
             nodes,
             memory_mib: 1024,
+            processors: 2,
             array_disk_bytes: 8 << 30,
             node_memory_mib: 1024,
             node_disk: None,
@@ -118,6 +121,7 @@ impl Lab {
             name,
             index,
             memory_mib: spec.node_memory_mib,
+            processors: spec.processors,
             modules: NODE_MODULES.iter().chain(&spec.node_modules).copied().collect(),
             disk: spec.node_disk.clone().map(Disk::Shared),
             agent: places.programs.join("lab-agent"),

@@ -2,17 +2,28 @@
 
 #![allow(clippy::print_stdout, reason = "the report of a command-line program")]
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 
-/// Counts steps.
+/// Counts steps. The report of a suite counts for the whole run.
 #[derive(Debug, Default)]
 pub struct Report {
-    passed: u32,
-    failed: u32,
+    counts: Arc<Counts>,
     suite: String,
     notes: bool,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    passed: AtomicU32,
+    failed: AtomicU32,
 }
 
 /// A duration as people read it.
@@ -35,24 +46,29 @@ impl Report {
         }
     }
 
-    /// Steps from here on belong to this suite.
-    pub fn suite(&mut self, name: &str) {
-        self.suite = format!("{name}: ");
+    /// The part of this report whose lines begin with the suite's name.
+    #[must_use]
+    pub fn suite(&self, name: &str) -> Self {
+        Self {
+            counts: Arc::clone(&self.counts),
+            suite: format!("{name}: "),
+            notes: self.notes,
+        }
     }
 
     /// Runs one step and prints its line. The error is printed here and handed on, so that a caller can skip what
     /// depends on the step.
-    pub async fn step<T>(&mut self, name: &str, step: impl Future<Output = Result<T>>) -> Result<T> {
+    pub async fn step<T>(&self, name: &str, step: impl Future<Output = Result<T>>) -> Result<T> {
         let start = Instant::now();
         let result = step.await;
         let took = seconds(start.elapsed());
         match &result {
             Ok(_) => {
-                self.passed += 1;
+                self.counts.passed.fetch_add(1, Ordering::Relaxed);
                 println!("ok    {}{name} ({took})", self.suite);
             }
             Err(error) => {
-                self.failed += 1;
+                self.counts.failed.fetch_add(1, Ordering::Relaxed);
                 println!("FAIL  {}{name} ({took})\n      {error:#}", self.suite);
             }
         }
@@ -79,13 +95,14 @@ impl Report {
     /// Prints `N passed, N failed`; true when nothing failed and something ran.
     #[must_use]
     pub fn close(&self) -> bool {
-        println!("{} passed, {} failed", self.passed, self.failed);
-        self.failed == 0 && self.passed > 0
+        let passed = self.counts.passed.load(Ordering::Relaxed);
+        println!("{passed} passed, {} failed", self.failures());
+        self.failures() == 0 && passed > 0
     }
 
     /// Steps that failed so far.
     #[must_use]
     pub fn failures(&self) -> u32 {
-        self.failed
+        self.counts.failed.load(Ordering::Relaxed)
     }
 }

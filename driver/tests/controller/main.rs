@@ -4,6 +4,7 @@ mod bad_input;
 mod connection;
 mod create;
 mod fake;
+mod fake_service;
 mod lifecycle;
 mod publish;
 mod snapshots;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use tokio::process::Child;
+use tokio::{process::Child, sync::Mutex};
 
 use super::{
     binaries::{Binaries, text},
@@ -32,7 +32,7 @@ pub struct ControlPlane {
     authority: String,
     users: Vec<User>,
     binaries: Binaries,
-    api: Child,
+    api: Mutex<Child>,
     others: Vec<Child>,
 }
 
@@ -77,7 +77,7 @@ impl ControlPlane {
             authority,
             users,
             binaries: binaries.clone(),
-            api,
+            api: Mutex::new(api),
             others: vec![etcd],
         };
         control.ready().await?;
@@ -123,14 +123,15 @@ impl ControlPlane {
     }
 
     /// Waits until the API server says that it is ready.
-    async fn ready(&mut self) -> Result<()> {
+    async fn ready(&self) -> Result<()> {
         let kubectl = self.kubectl();
         let log = self.directory.join("kube-apiserver.log");
+        let mut api = self.api.lock().await;
         tokio::select! {
             ready = wait::until("kube-apiserver", START_LIMIT, async || {
                 Ok(kubectl.run(&["get", "--raw", "/readyz"]).await? == "ok")
             }) => ready.map(drop),
-            end = self.api.wait() => bail!("kube-apiserver ended ({end:?}), see {}", log.display()),
+            end = api.wait() => bail!("kube-apiserver ended ({end:?}), see {}", log.display()),
         }
     }
 
@@ -161,13 +162,13 @@ impl ControlPlane {
     }
 
     /// The API server goes away; etcd and the controllers stay.
-    pub async fn kill_api(&mut self) -> Result<()> {
-        self.api.kill().await.context("kill kube-apiserver")
+    pub async fn kill_api(&self) -> Result<()> {
+        self.api.lock().await.kill().await.context("kill kube-apiserver")
     }
 
     /// The API server comes back.
-    pub async fn restart_api(&mut self) -> Result<()> {
-        self.api = api_server(&self.binaries, &self.directory)?;
+    pub async fn restart_api(&self) -> Result<()> {
+        *self.api.lock().await = api_server(&self.binaries, &self.directory)?;
         self.ready().await
     }
 

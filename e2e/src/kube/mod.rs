@@ -1,7 +1,7 @@
 //! The cluster lab: a real Kubernetes on the lab's guests.
 //!
-//! The control plane runs natively in the lab's network namespace, each worker guest runs containerd, kubelet and
-//! kube-proxy, and the array guest runs the gateway. One boot serves every suite of a run. Nothing is pulled from a
+//! The control plane runs natively in the lab's network namespace, each worker guest runs containerd and
+//! kubelet, and the array guest runs the gateway. One boot serves every suite of a run. Nothing is pulled from a
 //! registry: what pods run is built into a disk that the workers boot with.
 
 pub mod binaries;

@@ -1,8 +1,9 @@
 //! The objects that suites apply, as a user of the cluster writes them.
 
+use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::images;
+use super::{images, kubectl::Kubectl};
 
 /// Where a pod sees its volume.
 pub const DATA: &str = "/data";
@@ -109,8 +110,14 @@ pub fn pod_spec(block: bool, command: &str) -> Value {
     } else {
         container["volumeMounts"] = json!([{"name": "data", "mountPath": DATA}]);
     }
-    // A shell as process 1 does not hear SIGTERM.
-    json!({"containers": [container], "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": false})
+    json!({
+        "containers": [container],
+        // A shell as process 1 does not hear SIGTERM.
+        "terminationGracePeriodSeconds": 1,
+        "automountServiceAccountToken": false,
+        // They talk to nobody, and a network of its own is three more programs to start for each.
+        "hostNetwork": true,
+    })
 }
 
 /// A StatefulSet whose pods write checksummed blocks until told to stop; see [`super::writers`].
@@ -150,8 +157,24 @@ pub fn class(name: &str, parameters: &Value) -> Value {
     })
 }
 
-/// Several objects as one text for `kubectl apply`.
-#[must_use]
-pub fn all(objects: &[Value]) -> String {
-    json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string()
+/// The label by which the objects of a suite are told from those of others.
+const SUITE: &str = "suite";
+
+/// `kubectl apply` of objects of a suite.
+pub async fn create(kubectl: &Kubectl, suite: &str, objects: &[Value]) -> Result<()> {
+    let mut objects = objects.to_vec();
+    for object in &mut objects {
+        object["metadata"]["labels"][SUITE] = json!(suite);
+    }
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+    kubectl.apply(&list.to_string()).await
+}
+
+/// Deletes the pods, claims and classes of a suite, and waits until they are gone.
+pub async fn delete(kubectl: &Kubectl, suite: &str) -> Result<()> {
+    let label = format!("{SUITE}={suite}");
+    for kinds in ["pods,persistentvolumeclaims", "storageclasses"] {
+        kubectl.delete(&[kinds, "-l", &label]).await?;
+    }
+    Ok(())
 }

@@ -1,11 +1,17 @@
-//! A worker guest: containerd over the disk of images, kubelet, kube-proxy, open-iscsi; what an administrator installs on
-//! a node, and nothing of the driver.
+//! A worker guest: containerd over the disk of images, kubelet, open-iscsi; what an administrator installs on a node, and
+//! nothing of the driver. The only Service is the API server's: one rule stands for kube-proxy, whose programs an emulated
+//! processor takes 16 s to start.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use super::{binaries::Binaries, control_plane::ControlPlane, images, pki::API_SERVICE};
+use super::{
+    binaries::Binaries,
+    control_plane::ControlPlane,
+    images,
+    pki::{API_PORT, API_SERVICE},
+};
 use crate::{
     agent::MACHINE,
     guest::Guest,
@@ -16,19 +22,16 @@ use crate::{
 
 /// What a worker has loaded before the driver comes: containers, Service addresses, its disk; loop devices, by which the
 /// kubelet pins raw block volumes.
-pub const MODULES: [&str; 12] = [
+pub const MODULES: [&str; 9] = [
     "loop",
     "virtio_blk",
     "overlay",
-    "br_netfilter",
     "veth",
     "bridge",
     "nf_tables",
-    "nft_compat",
-    "iptable_nat",
-    "iptable_filter",
-    "xt_MASQUERADE",
-    "xt_comment",
+    "nft_chain_nat",
+    "nft_nat",
+    "nft_masq",
 ];
 /// Process and log name of the host's iscsid.
 pub const ISCSID: &str = "iscsid";
@@ -53,13 +56,16 @@ pub async fn start(guest: &Guest, control: &ControlPlane, binaries: &Binaries, u
     node::prepare(guest, udev).await?;
     let pods = format!("10.244.{index}.0/24");
     // One rule for all pods: `ipMasq` runs iptables a dozen times for each of them.
-    let masquerade = format!(
-        "table ip lab {{ chain pods {{ type nat hook postrouting priority srcnat; ip saddr {pods} oifname != \"cni0\" masquerade; }}; }}"
+    let rules = format!(
+        "table ip lab {{ \
+           chain services {{ type nat hook prerouting priority dstnat; ip daddr {API_SERVICE} tcp dport 443 dnat to {MACHINE}:{API_PORT}; }}; \
+           chain local {{ type nat hook output priority -100; ip daddr {API_SERVICE} tcp dport 443 dnat to {MACHINE}:{API_PORT}; }}; \
+           chain pods {{ type nat hook postrouting priority srcnat; ip saddr {pods} oifname != \"cni0\" masquerade; }}; }}"
     );
     guest
-        .exec(&["nft", &masquerade])
+        .exec(&["nft", &rules])
         .await
-        .context("addresses of pods")?;
+        .context("addresses of Services and pods")?;
     let network = serde_json::json!({
         "cniVersion": "1.0.0", "name": "lab", "plugins": [
             {"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true,
@@ -71,7 +77,6 @@ pub async fn start(guest: &Guest, control: &ControlPlane, binaries: &Binaries, u
         ("/etc/cni/net.d/10-lab.conflist", network.to_string()),
         ("/etc/lab/containerd.toml", containerd_configuration()),
         ("/etc/lab/kubelet.kubeconfig", control.access(guest.name())),
-        ("/etc/lab/proxy.kubeconfig", control.access("admin")),
         ("/etc/lab/kubelet.json", kubelet_configuration()),
     ] {
         guest.write(path, content, 0o600).await?;
@@ -80,27 +85,13 @@ pub async fn start(guest: &Guest, control: &ControlPlane, binaries: &Binaries, u
         .spawn(
             "containerd",
             &["containerd", "-c", "/etc/lab/containerd.toml"],
-            &[],
+            &[("GOGC", "400")],
         )
         .await?;
     wait::until("containerd", CONTAINERD_LIMIT, async || {
         Ok(guest.exec(&["ctr", "version"]).await.is_ok())
     })
     .await?;
-    let proxy = binaries.kubernetes("kube-proxy");
-    guest
-        .spawn(
-            "kube-proxy",
-            &[
-                &proxy.to_string_lossy(),
-                "--kubeconfig=/etc/lab/proxy.kubeconfig",
-                &format!("--hostname-override={}", guest.name()),
-                "--proxy-mode=nftables",
-                "--conntrack-max-per-core=0",
-            ],
-            &[],
-        )
-        .await?;
     start_kubelet(guest, binaries, &address).await
 }
 
@@ -154,6 +145,7 @@ fn kubelet_configuration() -> String {
         "authorization": {"mode": "AlwaysAllow"},
         "cgroupDriver": "cgroupfs",
         "failSwapOn": false,
+        "makeIPTablesUtilChains": false,
         "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
         "clusterDomain": "cluster.local",
         // Nothing answers there: pods reach what they need by address.

@@ -65,7 +65,7 @@ struct Life {
 }
 
 /// Runs the steps in order; the first that fails ends the suite.
-pub async fn run(report: &mut Report, cluster: &mut Cluster) -> Result<()> {
+pub async fn run(report: &Report, cluster: &mut Cluster) -> Result<()> {
     let before = (
         inspect::snapshot(cluster.guest(0)).await?,
         array::snapshot(cluster.lab.array()).await?,

@@ -26,7 +26,7 @@ const ON_ONE_PATH: Duration = Duration::from_secs(8);
 const PATH_BACK: Duration = Duration::from_secs(5);
 
 /// Runs the steps in order; the first that fails ends the suite.
-pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
+pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     let guest = cluster.guest(NODE);
     let before = (
         inspect::snapshot(guest).await?,

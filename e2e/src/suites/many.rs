@@ -20,7 +20,7 @@ const AT_ONCE: usize = 10;
 const SIZE: i64 = 128 << 20;
 
 /// Runs the steps in order; the first that fails ends the suite.
-pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
+pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     let before = looks(cluster).await?;
     let names: Vec<String> = (0..COUNT).map(|number| format!("many-{number}")).collect();
     let create = async |name: &String| Ok(cluster.create(name, SIZE, Form::Mount("ext4")).await?);
@@ -68,7 +68,7 @@ pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
 
 /// One kind of call for every volume, [`AT_ONCE`] at a time, as one step; the answers in order.
 async fn phase<A, T>(
-    report: &mut Report,
+    report: &Report,
     what: &str,
     all: &[A],
     call: impl AsyncFn(&A) -> Result<T>,

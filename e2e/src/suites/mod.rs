@@ -67,37 +67,36 @@ impl Suite {
 
 /// Boots the lab and runs the suites; a failed step ends its suite, not the others. True when every step passed.
 pub async fn run(suite: Suite, artifacts: &Artifacts, places: &Places) -> Result<bool> {
-    let mut report = Report::default();
-    report.suite("lab");
+    let report = Report::default();
+    let whole = report.suite("lab");
     let spec = LabSpec::new(&format!("suite-{}", suite.name()), 2);
-    let lab = report
+    let lab = whole
         .step(
             "boot an array and two nodes",
             Lab::start(&spec, artifacts, places),
         )
         .await?;
     // A cluster that does not come up keeps its results: the lab goes with the namespaces.
-    let mut cluster = report
+    let mut cluster = whole
         .step("start gateway, controller and node plugins", Cluster::start(lab))
         .await?;
     for suite in suite.members() {
-        report.suite(&suite.name());
+        let report = report.suite(&suite.name());
         let outcome = match suite {
-            Suite::MainJob => main_job::run(&mut report, &cluster).await,
-            Suite::Sharing => sharing::run(&mut report, &cluster).await,
-            Suite::WrongWwid => wrong_wwid::run(&mut report, &cluster).await,
-            Suite::Tools => tools::run(&mut report, &mut cluster).await,
-            Suite::Many => many::run(&mut report, &cluster).await,
-            Suite::Sanity => sanity::run(&mut report, &cluster).await,
-            Suite::Kill => kill::run(&mut report, &mut cluster).await,
+            Suite::MainJob => main_job::run(&report, &cluster).await,
+            Suite::Sharing => sharing::run(&report, &cluster).await,
+            Suite::WrongWwid => wrong_wwid::run(&report, &cluster).await,
+            Suite::Tools => tools::run(&report, &mut cluster).await,
+            Suite::Many => many::run(&report, &cluster).await,
+            Suite::Sanity => sanity::run(&report, &cluster).await,
+            Suite::Kill => kill::run(&report, &mut cluster).await,
             Suite::All => Ok(()),
         };
         // Its line is printed already.
         drop(outcome);
     }
-    report.suite("lab");
     drop(
-        report
+        whole
             .step("no log holds the gateway's password", secrets(&cluster))
             .await,
     );

@@ -24,7 +24,7 @@ const MAY_BE_SKIPPED: [&str; 3] = [
 ];
 
 /// Runs the steps in order; the first that fails ends the suite.
-pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
+pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     let guest = cluster.guest(0);
     let before = (
         inspect::snapshot(guest).await?,

@@ -17,7 +17,7 @@ use crate::{
 const SIZE: i64 = 512 << 20;
 
 /// Runs the steps in order; the first that fails ends the suite.
-pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
+pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     let before = snapshots(cluster).await?;
     let kept = report
         .step("one volume on the first node, ext4", async {

@@ -19,7 +19,7 @@ const GROWN: i64 = 512 << 20;
 const NODE: usize = 0;
 
 /// Runs the steps in order; the first that fails ends the suite.
-pub async fn run(report: &mut Report, cluster: &mut Cluster) -> Result<()> {
+pub async fn run(report: &Report, cluster: &mut Cluster) -> Result<()> {
     let before = snapshots(cluster).await?;
     let volume = cluster.create("tools", SIZE, Form::Mount("ext4")).await?;
     volume.bring_up(cluster, NODE).await?;

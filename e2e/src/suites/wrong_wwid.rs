@@ -7,7 +7,7 @@ use super::cluster::{Cluster, Form};
 use crate::{report::Report, roles::inspect};
 
 /// Runs the steps in order; the first that fails ends the suite.
-pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
+pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     let guest = cluster.guest(0);
     let before = inspect::snapshot(guest).await?;
     for form in [Form::Mount("ext4"), Form::Block] {

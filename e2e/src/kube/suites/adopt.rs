@@ -9,7 +9,6 @@ use serde_json::json;
 use crate::{
     kube::{
         cluster::Cluster,
-        leftovers::Before,
         objects::{self, Claim, DATA, Pod},
     },
     report::Report,
@@ -23,21 +22,16 @@ const FULL: &str = "ledger";
 const BLANK: &str = "blank";
 /// Somebody else's target.
 const TARGET: &str = "iqn.2003-01.org.example:before";
-const EVENT_LIMIT: Duration = Duration::from_secs(120);
-const LIMIT: Duration = Duration::from_secs(180);
+const EVENT_LIMIT: Duration = Duration::from_secs(180);
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// Runs the steps in order; the first that fails ends the suite.
-pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
-    let before = Before::look(cluster).await?;
+pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     let outcome = steps(report, cluster).await;
-    cluster.kubectl.delete(&["pods", FULL, BLANK]).await?;
-    cluster.kubectl.delete(&["pvc", FULL, BLANK, "second"]).await?;
-    cluster.kubectl.delete(&["storageclass", CLASS]).await?;
-    outcome?;
-    report.step("nothing is left", before.nothing_left(cluster)).await
+    objects::delete(&cluster.kubectl, CLASS).await.and(outcome)
 }
 
-async fn steps(report: &mut Report, cluster: &Cluster) -> Result<()> {
+async fn steps(report: &Report, cluster: &Cluster) -> Result<()> {
     let lun = format!("old-{FULL}");
     report
         .step(
@@ -50,7 +44,7 @@ async fn steps(report: &mut Report, cluster: &Cluster) -> Result<()> {
                 let class =
                     json!({"system": SYSTEM, "aggregate": AGGREGATE_NAME, "adopt": "old-${pvc.name}"});
                 let objects = [objects::class(CLASS, &class), Claim::new(FULL, CLASS).object()];
-                cluster.kubectl.apply(&objects::all(&objects)).await?;
+                objects::create(&cluster.kubectl, CLASS, &objects).await?;
                 told(cluster, FULL, &["is exported as", TARGET]).await
             },
         )
@@ -61,7 +55,7 @@ async fn steps(report: &mut Report, cluster: &Cluster) -> Result<()> {
             async {
                 targetcli(cluster, &["/iscsi", "delete", TARGET]).await?;
                 let pod = Pod::new(FULL, FULL).object();
-                cluster.kubectl.apply(&pod.to_string()).await?;
+                objects::create(&cluster.kubectl, CLASS, &[pod]).await?;
                 cluster
                     .kubectl
                     .until(&["pod", FULL], ".status.phase", "Running", LIMIT)
@@ -83,10 +77,7 @@ async fn steps(report: &mut Report, cluster: &Cluster) -> Result<()> {
     report
         .step("a LUN that is not there: the Event lists those that are", async {
             make(cluster, BLANK, false).await?;
-            cluster
-                .kubectl
-                .apply(&Claim::new("second", CLASS).object().to_string())
-                .await?;
+            objects::create(&cluster.kubectl, CLASS, &[Claim::new("second", CLASS).object()]).await?;
             told(cluster, "second", &["old-second", &format!("old-{BLANK}")]).await
         })
         .await?;
@@ -95,7 +86,7 @@ async fn steps(report: &mut Report, cluster: &Cluster) -> Result<()> {
             "one that holds nothing is adopted and never formatted: the pod's Event says so",
             async {
                 let objects = [Claim::new(BLANK, CLASS).object(), Pod::new(BLANK, BLANK).object()];
-                cluster.kubectl.apply(&objects::all(&objects)).await?;
+                objects::create(&cluster.kubectl, CLASS, &objects).await?;
                 cluster
                     .kubectl
                     .told("Pod", BLANK, &["never formatted"], LIMIT)

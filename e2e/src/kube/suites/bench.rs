@@ -31,7 +31,7 @@ const END: &str = "<!-- make bench-kube: end -->";
 struct Row(&'static str, Vec<Duration>);
 
 /// Measures and writes.
-pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
+pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     let mut rows = [
         Row("pod with an emptyDir: created to Ready", Vec::new()),
         Row("claim: created to Bound", Vec::new()),
@@ -104,10 +104,7 @@ async fn ready(cluster: &Cluster, object: &serde_json::Value, name: &str) -> Res
 /// From `kubectl apply` until a watch says so.
 async fn applied(cluster: &Cluster, object: &serde_json::Value, what: &str, name: &str) -> Result<Duration> {
     let start = Instant::now();
-    cluster
-        .kubectl
-        .apply(&objects::all(std::slice::from_ref(object)))
-        .await?;
+    objects::create(&cluster.kubectl, "bench", std::slice::from_ref(object)).await?;
     cluster
         .kubectl
         .run(&["wait", &format!("--for={what}"), name, "--timeout=110s"])
@@ -136,7 +133,7 @@ async fn memory(cluster: &Cluster) -> Result<BTreeMap<String, u64>> {
 
 fn part(rows: &[Row], memory: &BTreeMap<String, u64>, times: &many::Times, date: &str) -> String {
     let mut text = format!(
-        "Measured on {date}, {ROUNDS} rounds; two emulated workers (QEMU tcg, 2 processors each) on a machine of 2 cores.\n\n\
+        "Measured on {date}, {ROUNDS} rounds; two emulated workers (QEMU tcg, a processor each) on a machine of 2 cores.\n\n\
          | | median | worst |\n| --- | --- | --- |\n"
     );
     for Row(name, rounds) in rows {

@@ -8,7 +8,6 @@ use serde_json::json;
 use crate::{
     kube::{
         cluster::Cluster,
-        leftovers::Before,
         objects::{self, Claim},
         writers,
     },
@@ -19,25 +18,21 @@ use crate::{
 const CLASS: &str = "choices";
 const CLAIM: &str = "choices";
 /// external-provisioner asks again after a growing pause.
-const EVENT_LIMIT: Duration = Duration::from_secs(60);
+const EVENT_LIMIT: Duration = Duration::from_secs(180);
 const BOUND_LIMIT: Duration = Duration::from_secs(180);
 
 /// Runs the steps in order; the first that fails ends the suite.
-pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
-    let before = Before::look(cluster).await?;
+pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     let outcome = steps(report, cluster).await;
-    cluster.kubectl.delete(&["pvc", CLAIM]).await?;
-    cluster.kubectl.delete(&["storageclass", CLASS]).await?;
-    outcome?;
-    report.step("nothing is left", before.nothing_left(cluster)).await
+    objects::delete(&cluster.kubectl, CLASS).await.and(outcome)
 }
 
-async fn steps(report: &mut Report, cluster: &Cluster) -> Result<()> {
+async fn steps(report: &Report, cluster: &Cluster) -> Result<()> {
     let text = report
         .step("without an aggregate the claim's Event lists them", async {
             let class = objects::class(CLASS, &json!({"system": array::SYSTEM}));
             let objects = [class, Claim::new(CLAIM, CLASS).object()];
-            cluster.kubectl.apply(&objects::all(&objects)).await?;
+            objects::create(&cluster.kubectl, CLASS, &objects).await?;
             told(
                 cluster,
                 &[array::AGGREGATE_NAME, "GiB free", "parameters[aggregate]"],
@@ -50,7 +45,7 @@ async fn steps(report: &mut Report, cluster: &Cluster) -> Result<()> {
         .step("an aggregate that is not there is named, with what is", async {
             cluster.kubectl.delete(&["storageclass", CLASS]).await?;
             let class = objects::class(CLASS, &json!({"system": array::SYSTEM, "aggregate": "aggr9"}));
-            cluster.kubectl.apply(&class.to_string()).await?;
+            objects::create(&cluster.kubectl, CLASS, &[class]).await?;
             told(cluster, &["\"aggr9\"", array::AGGREGATE_NAME]).await
         })
         .await?;
@@ -58,7 +53,7 @@ async fn steps(report: &mut Report, cluster: &Cluster) -> Result<()> {
         .step("a parameter that is misspelt is named", async {
             cluster.kubectl.delete(&["storageclass", CLASS]).await?;
             let class = objects::class(CLASS, &json!({"system": array::SYSTEM, "agregate": "aggr0"}));
-            cluster.kubectl.apply(&class.to_string()).await?;
+            objects::create(&cluster.kubectl, CLASS, &[class]).await?;
             told(cluster, &["unknown: agregate", "aggregate"]).await
         })
         .await?;
@@ -68,10 +63,7 @@ async fn steps(report: &mut Report, cluster: &Cluster) -> Result<()> {
             ensure!(phase == "Pending", "the claim is {phase}");
             cluster.kubectl.delete(&["storageclass", CLASS]).await?;
             let parameters = json!({"system": array::SYSTEM, "aggregate": array::AGGREGATE_NAME});
-            cluster
-                .kubectl
-                .apply(&objects::class(CLASS, &parameters).to_string())
-                .await?;
+            objects::create(&cluster.kubectl, CLASS, &[objects::class(CLASS, &parameters)]).await?;
             cluster
                 .kubectl
                 .until(&["pvc", CLAIM], ".status.phase", "Bound", BOUND_LIMIT)

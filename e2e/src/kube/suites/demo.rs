@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Runs the steps in order; the first that fails ends the demonstration.
-pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
+pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     show(report, cluster, &["get", "pods", "-n", NAMESPACE, "-o", "wide"]).await?;
     let writers = report
         .step(

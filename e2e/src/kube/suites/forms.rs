@@ -3,93 +3,79 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use futures_util::{FutureExt as _, StreamExt as _, future::LocalBoxFuture, stream};
 use serde_json::{Value, json};
 
 use crate::{
     kube::{
         cluster::Cluster,
-        leftovers::Before,
         objects::{self, Claim, DATA, DEVICE, Pod},
-        writers,
     },
     report::Report,
     roles::array,
     wait,
 };
 
-const READY_LIMIT: Duration = Duration::from_secs(180);
-const GROWN_LIMIT: Duration = Duration::from_secs(180);
+const READY_LIMIT: Duration = Duration::from_secs(300);
+const GROWN_LIMIT: Duration = Duration::from_secs(300);
+
+/// How many steps run side by side: what one waits for, another does.
+const SIDE_BY_SIDE: usize = 2;
+
+/// What a step does with objects of this name.
+type Form = for<'a> fn(&'a Cluster, &'a str) -> LocalBoxFuture<'a, Result<()>>;
+
+/// The steps, by the name that the objects of each have.
+const FORMS: [(&str, &str, Form); 9] = [
+    (
+        "ext4",
+        "ext4: mount options, fsGroup, subPath, grown in use",
+        |c, n| file_system(c, n).boxed_local(),
+    ),
+    (
+        "xfs",
+        "xfs: mount options, fsGroup, subPath, grown in use",
+        |c, n| file_system(c, n).boxed_local(),
+    ),
+    (
+        "btrfs",
+        "btrfs: mount options, fsGroup, subPath, grown in use",
+        |c, n| file_system(c, n).boxed_local(),
+    ),
+    ("block", "raw block: written, grown in use", |c, n| {
+        block(c, n).boxed_local()
+    }),
+    (
+        "shared",
+        "raw block on both workers at once: each reads what the other wrote",
+        |c, n| shared_block(c, n).boxed_local(),
+    ),
+    ("once", "ReadWriteOncePod: a second pod waits", |c, n| {
+        once_pod(c, n).boxed_local()
+    }),
+    ("read", "read-only: reads go, writes are refused", |c, n| {
+        read_only(c, n).boxed_local()
+    }),
+    (
+        "ephemeral",
+        "generic ephemeral: comes and goes with its pod",
+        |c, n| ephemeral(c, n).boxed_local(),
+    ),
+    (
+        "refused",
+        "a file system for several nodes is refused by name",
+        |c, n| refused_mode(c, n).boxed_local(),
+    ),
+];
 
 /// Runs the steps; each is on its own, and cleans up after itself.
-pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
-    let before = Before::look(cluster).await?;
-    for fs in ["ext4", "xfs", "btrfs"] {
-        let outcome = report
-            .step(
-                &format!("{fs}: mount options, fsGroup, subPath, grown in use"),
-                file_system(cluster, fs),
-            )
-            .await;
-        drop(outcome);
-        clean(cluster).await?;
-    }
-    drop(
-        report
-            .step("raw block: written, grown in use", block(cluster))
-            .await,
-    );
-    clean(cluster).await?;
-    drop(
-        report
-            .step(
-                "raw block on both workers at once: each reads what the other wrote",
-                shared_block(cluster),
-            )
-            .await,
-    );
-    clean(cluster).await?;
-    drop(
-        report
-            .step("ReadWriteOncePod: a second pod waits", once_pod(cluster))
-            .await,
-    );
-    clean(cluster).await?;
-    drop(
-        report
-            .step("read-only: reads go, writes are refused", read_only(cluster))
-            .await,
-    );
-    clean(cluster).await?;
-    drop(
-        report
-            .step(
-                "generic ephemeral: comes and goes with its pod",
-                ephemeral(cluster),
-            )
-            .await,
-    );
-    clean(cluster).await?;
-    drop(
-        report
-            .step(
-                "a file system for several nodes is refused by name",
-                refused_mode(cluster),
-            )
-            .await,
-    );
-    clean(cluster).await?;
-    report.step("nothing is left", before.nothing_left(cluster)).await
-}
-
-/// Every pod, claim and class that these steps made.
-async fn clean(cluster: &Cluster) -> Result<()> {
-    cluster.kubectl.delete(&["pods", "--all"]).await?;
-    cluster.kubectl.delete(&["pvc", "--all"]).await?;
-    cluster
-        .kubectl
-        .delete(&["storageclass", "-l", "suite=forms"])
-        .await?;
-    writers::no_volumes(cluster).await
+pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
+    let steps = FORMS.map(|(name, title, form)| async move {
+        let outcome = report.step(title, form(cluster, name)).await;
+        objects::delete(&cluster.kubectl, name).await.and(outcome)
+    });
+    let outcomes: Vec<Result<()>> = stream::iter(steps).buffer_unordered(SIDE_BY_SIDE).collect().await;
+    outcomes.into_iter().collect()
 }
 
 async fn running(cluster: &Cluster, pods: &[&str]) -> Result<()> {
@@ -111,7 +97,6 @@ fn class(name: &str, fs: &str, more: &Value) -> Value {
         name,
         &json!({"system": array::SYSTEM, "aggregate": array::AGGREGATE_NAME, "csi.storage.k8s.io/fstype": fs}),
     );
-    class["metadata"]["labels"] = json!({"suite": "forms"});
     if let (Some(class), Some(more)) = (class.as_object_mut(), more.as_object()) {
         class.extend(more.clone());
     }
@@ -119,24 +104,23 @@ fn class(name: &str, fs: &str, more: &Value) -> Value {
 }
 
 async fn file_system(cluster: &Cluster, fs: &str) -> Result<()> {
-    let name = format!("forms-{fs}");
-    let mut pod = Pod::new("forms", "forms").object();
+    let mut pod = Pod::new(fs, fs).object();
     pod["spec"]["securityContext"] = json!({"fsGroup": 4321});
     if let Some(mounts) = pod["spec"]["containers"][0]["volumeMounts"].as_array_mut() {
         mounts.push(json!({"name": "data", "mountPath": "/part", "subPath": "inner/part"}));
     }
     let objects = [
-        class(&name, fs, &json!({"mountOptions": ["noatime"]})),
-        Claim::new("forms", &name).object(),
+        class(fs, fs, &json!({"mountOptions": ["noatime"]})),
+        Claim::new(fs, fs).object(),
         pod,
     ];
-    cluster.kubectl.apply(&objects::all(&objects)).await?;
-    running(cluster, &["forms"]).await?;
-    let mount = sh(cluster, "forms", &format!("grep ' {DATA} ' /proc/mounts")).await?;
+    objects::create(&cluster.kubectl, fs, &objects).await?;
+    running(cluster, &[fs]).await?;
+    let mount = sh(cluster, fs, &format!("grep ' {DATA} ' /proc/mounts")).await?;
     ensure!(mount.contains(fs) && mount.contains("noatime"), "{mount}");
     let owner = sh(
         cluster,
-        "forms",
+        fs,
         &format!("echo x > {DATA}/file; stat -c '%g %a' {DATA}"),
     )
     .await?;
@@ -146,17 +130,17 @@ async fn file_system(cluster: &Cluster, fs: &str) -> Result<()> {
     );
     let part = sh(
         cluster,
-        "forms",
+        fs,
         &format!("echo part > /part/file; sync; cat {DATA}/inner/part/file"),
     )
     .await?;
     ensure!(part == "part", "{part:?}");
-    let size = || sh(cluster, "forms", "df -k /data | awk 'END { print $(NF-4) }'");
+    let size = || sh(cluster, fs, "df -k /data | awk 'END { print $(NF-4) }'");
     let small: u64 = size().await?.parse()?;
-    grow(cluster, "forms", "2Gi").await?;
+    grow(cluster, fs, "2Gi").await?;
     let large: u64 = size().await?.parse()?;
     ensure!(large > small + 700_000, "{small} KiB became {large} KiB");
-    let file = sh(cluster, "forms", &format!("cat {DATA}/file")).await?;
+    let file = sh(cluster, fs, &format!("cat {DATA}/file")).await?;
     ensure!(file == "x", "{file:?}");
     Ok(())
 }
@@ -174,41 +158,38 @@ async fn grow(cluster: &Cluster, claim: &str, size: &str) -> Result<()> {
         .map(drop)
 }
 
-async fn block(cluster: &Cluster) -> Result<()> {
-    let mut claim = Claim::new("forms", "storagelink");
+async fn block(cluster: &Cluster, name: &str) -> Result<()> {
+    let mut claim = Claim::new(name, "storagelink");
     claim.block = true;
-    let mut pod = Pod::new("forms", "forms");
+    let mut pod = Pod::new(name, name);
     pod.block = true;
-    cluster
-        .kubectl
-        .apply(&objects::all(&[claim.object(), pod.object()]))
-        .await?;
-    running(cluster, &["forms"]).await?;
+    objects::create(&cluster.kubectl, name, &[claim.object(), pod.object()]).await?;
+    running(cluster, &[name]).await?;
     let write = format!("lab-writer write --target {DEVICE} --log /tmp/log --seconds 2 --blocks 64");
-    sh(cluster, "forms", &write).await?;
-    grow(cluster, "forms", "2Gi").await?;
+    sh(cluster, name, &write).await?;
+    grow(cluster, name, "2Gi").await?;
     wait::until("the device has grown", GROWN_LIMIT, async || {
-        Ok(sh(cluster, "forms", &format!("blockdev --getsize64 {DEVICE}")).await? == "2147483648")
+        Ok(sh(cluster, name, &format!("blockdev --getsize64 {DEVICE}")).await? == "2147483648")
     })
     .await?;
     let verify = format!("lab-writer verify --target {DEVICE} --log /tmp/log");
-    sh(cluster, "forms", &verify).await.map(drop)
+    sh(cluster, name, &verify).await.map(drop)
 }
 
-async fn shared_block(cluster: &Cluster) -> Result<()> {
-    let mut claim = Claim::new("forms", "storagelink");
+async fn shared_block(cluster: &Cluster, name: &str) -> Result<()> {
+    let mut claim = Claim::new(name, "storagelink");
     claim.block = true;
     claim.modes = &["ReadWriteMany"];
     let mut objects = vec![claim.object()];
-    for (pod, node) in [("forms-1", "node1"), ("forms-2", "node2")] {
-        let mut pod = Pod::new(pod, "forms");
+    for (pod, node) in [("shared-1", "node1"), ("shared-2", "node2")] {
+        let mut pod = Pod::new(pod, name);
         pod.block = true;
         pod.node = Some(node);
         objects.push(pod.object());
     }
-    cluster.kubectl.apply(&objects::all(&objects)).await?;
-    running(cluster, &["forms-1", "forms-2"]).await?;
-    for (writer, reader, offset) in [("forms-1", "forms-2", 0), ("forms-2", "forms-1", 8)] {
+    objects::create(&cluster.kubectl, name, &objects).await?;
+    running(cluster, &["shared-1", "shared-2"]).await?;
+    for (writer, reader, offset) in [("shared-1", "shared-2", 0), ("shared-2", "shared-1", 8)] {
         let text = format!("written by {writer}");
         let write = format!(
             "printf '%-4096s' '{text}' > /tmp/block; dd if=/tmp/block of={DEVICE} bs=4096 seek={offset} oflag=direct 2>&1"
@@ -220,57 +201,54 @@ async fn shared_block(cluster: &Cluster) -> Result<()> {
         ensure!(found.starts_with(&text), "{reader} reads {found:?}");
     }
     // One leaves: the other goes on.
-    cluster.kubectl.delete(&["pod", "forms-1"]).await?;
+    cluster.kubectl.delete(&["pod", "shared-1"]).await?;
     let read = format!("dd if={DEVICE} bs=4096 count=1 iflag=direct 2>/dev/null | head -c 18");
-    let found = sh(cluster, "forms-2", &read).await?;
+    let found = sh(cluster, "shared-2", &read).await?;
     ensure!(found == "written by forms-1", "{found:?}");
     Ok(())
 }
 
-async fn once_pod(cluster: &Cluster) -> Result<()> {
-    let mut claim = Claim::new("forms", "storagelink");
+async fn once_pod(cluster: &Cluster, name: &str) -> Result<()> {
+    let mut claim = Claim::new(name, "storagelink");
     claim.modes = &["ReadWriteOncePod"];
-    let objects = [claim.object(), Pod::new("forms-1", "forms").object()];
-    cluster.kubectl.apply(&objects::all(&objects)).await?;
-    running(cluster, &["forms-1"]).await?;
-    cluster
-        .kubectl
-        .apply(&Pod::new("forms-2", "forms").object().to_string())
-        .await?;
+    let objects = [claim.object(), Pod::new("once-1", name).object()];
+    objects::create(&cluster.kubectl, name, &objects).await?;
+    running(cluster, &["once-1"]).await?;
+    objects::create(&cluster.kubectl, name, &[Pod::new("once-2", name).object()]).await?;
     wait::until("the scheduler says why", Duration::from_secs(60), async || {
         let message = cluster
             .kubectl
             .field(
-                &["pod", "forms-2"],
+                &["pod", "once-2"],
                 ".status.conditions[?(@.type=='PodScheduled')].message",
             )
             .await?;
         Ok(message.contains("ReadWriteOncePod"))
     })
     .await?;
-    cluster.kubectl.delete(&["pod", "forms-1"]).await?;
-    running(cluster, &["forms-2"]).await
+    cluster.kubectl.delete(&["pod", "once-1"]).await?;
+    running(cluster, &["once-2"]).await
 }
 
-async fn read_only(cluster: &Cluster) -> Result<()> {
+async fn read_only(cluster: &Cluster, name: &str) -> Result<()> {
     let objects = [
-        Claim::new("forms", "storagelink").object(),
-        Pod::new("forms-w", "forms").object(),
+        Claim::new(name, "storagelink").object(),
+        Pod::new("read-w", name).object(),
     ];
-    cluster.kubectl.apply(&objects::all(&objects)).await?;
-    running(cluster, &["forms-w"]).await?;
-    sh(cluster, "forms-w", &format!("echo kept > {DATA}/file; sync")).await?;
-    cluster.kubectl.delete(&["pod", "forms-w"]).await?;
-    let mut pod = Pod::new("forms-r", "forms").object();
+    objects::create(&cluster.kubectl, name, &objects).await?;
+    running(cluster, &["read-w"]).await?;
+    sh(cluster, "read-w", &format!("echo kept > {DATA}/file; sync")).await?;
+    cluster.kubectl.delete(&["pod", "read-w"]).await?;
+    let mut pod = Pod::new("read-r", name).object();
     pod["spec"]["volumes"][0]["persistentVolumeClaim"]["readOnly"] = json!(true);
-    cluster.kubectl.apply(&pod.to_string()).await?;
-    running(cluster, &["forms-r"]).await?;
-    let found = sh(cluster, "forms-r", &format!("cat {DATA}/file")).await?;
+    objects::create(&cluster.kubectl, name, &[pod]).await?;
+    running(cluster, &["read-r"]).await?;
+    let found = sh(cluster, "read-r", &format!("cat {DATA}/file")).await?;
     ensure!(found == "kept", "{found:?}");
-    let said = sh(cluster, "forms-r", &format!("echo x > {DATA}/file 2>&1 || true")).await?;
+    let said = sh(cluster, "read-r", &format!("echo x > {DATA}/file 2>&1 || true")).await?;
     let still = sh(
         cluster,
-        "forms-r",
+        "read-r",
         &format!("cat {DATA}/file; grep ' {DATA} ' /proc/mounts"),
     )
     .await?;
@@ -281,29 +259,29 @@ async fn read_only(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-async fn ephemeral(cluster: &Cluster) -> Result<()> {
-    let mut pod = Pod::new("forms", "").object();
+async fn ephemeral(cluster: &Cluster, name: &str) -> Result<()> {
+    let mut pod = Pod::new(name, "").object();
     let spec = Claim::new("", "storagelink").spec();
     pod["spec"]["volumes"] = json!([{"name": "data", "ephemeral": {"volumeClaimTemplate": {"spec": spec}}}]);
-    cluster.kubectl.apply(&pod.to_string()).await?;
-    running(cluster, &["forms"]).await?;
-    sh(cluster, "forms", &format!("echo x > {DATA}/file")).await?;
-    cluster.kubectl.delete(&["pod", "forms"]).await?;
+    objects::create(&cluster.kubectl, name, &[pod]).await?;
+    running(cluster, &[name]).await?;
+    sh(cluster, name, &format!("echo x > {DATA}/file")).await?;
+    cluster.kubectl.delete(&["pod", name]).await?;
     cluster
         .kubectl
-        .gone(&["pvc", "forms-data"], Duration::from_secs(120))
+        .gone(&["pvc", &format!("{name}-data")], Duration::from_secs(120))
         .await
         .map(drop)
 }
 
-async fn refused_mode(cluster: &Cluster) -> Result<()> {
-    let mut claim = Claim::new("forms", "storagelink");
+async fn refused_mode(cluster: &Cluster, name: &str) -> Result<()> {
+    let mut claim = Claim::new(name, "storagelink");
     claim.modes = &["ReadWriteMany"];
-    cluster.kubectl.apply(&claim.object().to_string()).await?;
+    objects::create(&cluster.kubectl, name, &[claim.object()]).await?;
     let words = ["volume_capability.access_mode", "MULTI_NODE"];
     cluster
         .kubectl
-        .told("PersistentVolumeClaim", "forms", &words, Duration::from_secs(60))
+        .told("PersistentVolumeClaim", name, &words, Duration::from_secs(60))
         .await
         .map(drop)
 }

@@ -10,7 +10,6 @@ use super::upgrade::plugins_ready;
 use crate::{
     kube::{
         cluster::Cluster,
-        leftovers::Before,
         objects::{self, Claim, Pod},
         worker::ISCSID,
     },
@@ -24,8 +23,7 @@ const MODULE: &str = "dm_round_robin";
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// Runs the steps in order; whatever happens, the host has its iscsid again at the end.
-pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
-    let before = Before::look(cluster).await?;
+pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     let lacking = lacking(report, cluster).await;
     let guest = cluster.guest(0);
     let again = report
@@ -39,13 +37,11 @@ pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
             phase.await.map(drop)
         })
         .await;
-    cluster.kubectl.delete(&["pod", NAME]).await?;
-    cluster.kubectl.delete(&["pvc", NAME]).await?;
-    lacking.and(again)?;
-    report.step("nothing is left", before.nothing_left(cluster)).await
+    objects::delete(&cluster.kubectl, NAME).await?;
+    lacking.and(again).map(drop)
 }
 
-async fn lacking(report: &mut Report, cluster: &Cluster) -> Result<()> {
+async fn lacking(report: &Report, cluster: &Cluster) -> Result<()> {
     let guest = cluster.guest(0);
     let text = report
         .step(
@@ -77,7 +73,7 @@ async fn lacking(report: &mut Report, cluster: &Cluster) -> Result<()> {
                 ..Pod::new(NAME, NAME)
             };
             let objects = [Claim::new(NAME, "storagelink").object(), pod.object()];
-            cluster.kubectl.apply(&objects::all(&objects)).await?;
+            objects::create(&cluster.kubectl, NAME, &objects).await?;
             let words = ["FailedMount", "iscsid is not running", "open-iscsi"];
             cluster.kubectl.told("Pod", NAME, &words, LIMIT).await
         })

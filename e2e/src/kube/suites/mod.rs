@@ -1,5 +1,5 @@
 //! What is proved on a Kubernetes cluster. One boot and one installation serve all suites of a run; each leaves the
-//! cluster as it found it.
+//! cluster as it found it, which is looked at after each. Suites that disturb nobody run at the same time.
 
 pub mod adopt;
 pub mod bench;
@@ -25,6 +25,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
+use futures_util::{StreamExt as _, stream};
 use tokio::{
     fs,
     io::{AsyncBufReadExt as _, BufReader},
@@ -33,6 +34,7 @@ use tokio::{
 use super::{
     binaries::Binaries,
     cluster::{Cluster, Prepared},
+    leftovers::Before,
 };
 use crate::{
     artifacts::{self, Artifacts},
@@ -94,15 +96,16 @@ impl KubeSuite {
     fn members(self) -> Vec<Self> {
         match self {
             Self::All => vec![
+                // The longest of those that run at the same time first.
+                Self::Forms,
                 Self::Life,
                 Self::Choices,
-                Self::Fabrics,
-                Self::Upgrade,
-                Self::Forms,
-                Self::Fence,
-                Self::Outages,
                 Self::Statics,
                 Self::Adopt,
+                Self::Fabrics,
+                Self::Upgrade,
+                Self::Fence,
+                Self::Outages,
                 Self::Host,
                 Self::Iscsid,
                 Self::Many,
@@ -117,10 +120,61 @@ impl KubeSuite {
         }
     }
 
+    /// It needs nothing but its own objects.
+    fn is_quiet(self) -> bool {
+        use KubeSuite::{Adopt, Choices, Forms, Life, Statics};
+        matches!(self, Life | Choices | Forms | Statics | Adopt)
+    }
+
+    async fn run(self, report: &Report, cluster: &Cluster) -> Result<()> {
+        match self {
+            Self::Up => by_hand(report, cluster).await,
+            Self::Life => life::run(report, cluster).await,
+            Self::Choices => choices::run(report, cluster).await,
+            Self::Fabrics => fabrics::run(report, cluster).await,
+            Self::Upgrade => upgrade::run(report, cluster).await,
+            Self::Forms => forms::run(report, cluster).await,
+            Self::Fence => fence::run(report, cluster).await,
+            Self::Outages => outages::run(report, cluster).await,
+            Self::Statics => statics::run(report, cluster).await,
+            Self::Adopt => adopt::run(report, cluster).await,
+            Self::Host => host::run(report, cluster).await,
+            Self::Iscsid => iscsid::run(report, cluster).await,
+            Self::Many => many::run(report, cluster).await.map(drop),
+            Self::Demo => demo::run(report, cluster).await,
+            Self::Bench => bench::run(report, cluster).await,
+            Self::Topology => topology::run(report, cluster).await,
+            Self::Drain => drain::run(report, cluster).await,
+            Self::External => conformance::chosen(report, cluster).await,
+            Self::ExternalAll => conformance::all(report, cluster).await,
+            Self::Rbac => rbac::run(report, cluster).await,
+            Self::Secrets => secrets::run(report, cluster).await,
+            // Its members run.
+            Self::All => Ok(()),
+        }
+    }
+
     fn name(self) -> String {
         self.to_possible_value()
             .map_or_else(String::new, |value| value.get_name().to_owned())
     }
+}
+
+/// How many suites run at the same time: more would only wait for a processor.
+const SIDE_BY_SIDE: usize = 3;
+
+/// What runs at the same time: suites that leave nodes, network, chart and control plane as they are, in order.
+fn rounds(suites: &[KubeSuite]) -> Vec<Vec<KubeSuite>> {
+    let mut rounds: Vec<Vec<KubeSuite>> = Vec::new();
+    for suite in suites.iter().flat_map(|suite| suite.members()) {
+        match rounds.last_mut() {
+            Some(round) if suite.is_quiet() && round.iter().all(|other| other.is_quiet()) => {
+                round.push(suite);
+            }
+            _ => rounds.push(vec![suite]),
+        }
+    }
+    rounds
 }
 
 /// Boots the cluster, installs the chart and runs the suites; a failed step ends its suite, not the others. True when
@@ -131,11 +185,11 @@ pub async fn run(
     artifacts: &Artifacts,
     places: &Places,
 ) -> Result<bool> {
-    let mut report = match suites {
+    let report = match suites {
         [KubeSuite::Demo | KubeSuite::Bench] => Report::verbose(),
         _ => Report::default(),
     };
-    report.suite("cluster");
+    let boot = report.suite("cluster");
     let prepared = Prepared {
         binaries: Binaries::find(&artifacts::cache_directory())?,
         product_images: images.to_owned(),
@@ -144,51 +198,22 @@ pub async fn run(
             .context("the checkout")?
             .to_owned(),
     };
-    let mut cluster = report
+    let cluster = boot
         .step(
             "boot an array and two workers, start Kubernetes",
             Cluster::start(&format!("kube-{}", suites[0].name()), artifacts, places, prepared),
         )
         .await?;
-    let installed = report
+    let installed = boot
         .step("helm install", async {
             cluster.prepare_namespace().await?;
-            cluster.install(&cluster.values()).await
+            cluster.install(&cluster.values()).await?;
+            cluster.sidecars_lead().await
         })
         .await;
     if installed.is_ok() {
-        for suite in suites.iter().flat_map(|suite| suite.members()) {
-            report.suite(&suite.name());
-            let outcome = match suite {
-                KubeSuite::Up => by_hand(&report, &cluster).await,
-                KubeSuite::Life => life::run(&mut report, &cluster).await,
-                KubeSuite::Choices => choices::run(&mut report, &cluster).await,
-                KubeSuite::Fabrics => fabrics::run(&mut report, &cluster).await,
-                KubeSuite::Upgrade => upgrade::run(&mut report, &cluster).await,
-                KubeSuite::Forms => forms::run(&mut report, &cluster).await,
-                KubeSuite::Fence => fence::run(&mut report, &cluster).await,
-                KubeSuite::Outages => outages::run(&mut report, &mut cluster).await,
-                KubeSuite::Statics => statics::run(&mut report, &cluster).await,
-                KubeSuite::Adopt => adopt::run(&mut report, &cluster).await,
-                KubeSuite::Host => host::run(&mut report, &cluster).await,
-                KubeSuite::Iscsid => iscsid::run(&mut report, &cluster).await,
-                KubeSuite::Many => many::run(&mut report, &cluster).await.map(drop),
-                KubeSuite::Demo => demo::run(&mut report, &cluster).await,
-                KubeSuite::Bench => bench::run(&mut report, &cluster).await,
-                KubeSuite::Topology => topology::run(&mut report, &cluster).await,
-                KubeSuite::Drain => drain::run(&mut report, &cluster).await,
-                KubeSuite::External => conformance::chosen(&mut report, &cluster).await,
-                KubeSuite::ExternalAll => conformance::all(&mut report, &cluster).await,
-                KubeSuite::Rbac => rbac::run(&mut report, &cluster).await,
-                KubeSuite::Secrets => secrets::run(&mut report, &cluster).await,
-                KubeSuite::All => Ok(()),
-            };
-            // Its line is printed already; the next suite finds nothing of this one.
-            if outcome.is_err()
-                && let Err(error) = clean(&cluster).await
-            {
-                report.say(format!("      cannot clean up: {error:#}"));
-            }
+        for round in rounds(suites) {
+            side_by_side(&report, &cluster, &round).await?;
         }
     } else if suites.contains(&KubeSuite::Up) {
         by_hand(&report, &cluster).await?;
@@ -202,16 +227,43 @@ pub async fn run(
     Ok(passed)
 }
 
+/// Runs suites at the same time; after them the cluster is as it was before.
+async fn side_by_side(report: &Report, cluster: &Cluster, suites: &[KubeSuite]) -> Result<()> {
+    let before = Before::look(cluster).await?;
+    let running = suites.iter().map(|suite| {
+        let report = report.suite(&suite.name());
+        async move { suite.run(&report, cluster).await }
+    });
+    let outcomes: Vec<Result<()>> = stream::iter(running)
+        .buffer_unordered(SIDE_BY_SIDE)
+        .collect()
+        .await;
+    let names: Vec<String> = suites.iter().map(|suite| suite.name()).collect();
+    let after = report.suite(&names.join(", "));
+    // Its line is printed already; the next suite finds nothing of this one.
+    if outcomes.iter().any(Result::is_err) {
+        if let Err(error) = clean(cluster).await {
+            after.say(format!("      cannot clean up: {error:#}"));
+        }
+    } else if suites != [KubeSuite::Up] {
+        let step = after.step(
+            "nothing is left on workers, array and API server",
+            before.nothing_left(cluster),
+        );
+        drop(step.await);
+    }
+    Ok(())
+}
+
 /// Keeps the cluster until SIGINT; each line that is written to a pipe is a command for a guest: `node1 mpathutil list`.
 async fn by_hand(report: &Report, cluster: &Cluster) -> Result<()> {
     let pipe = cluster.lab.results().join("commands");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).context("make the pipe for commands")?;
     report.say(format!(
-        "kubectl: {} --kubeconfig {}, in the network namespace of process {}\n\
+        "kubectl: nsenter --net --target $(pgrep --newest --exact lab) {} --kubeconfig {}\n\
          echo node1 '<shell command>' > {} runs it in that guest; it ends with SIGINT",
         cluster.prepared.binaries.kubernetes("kubectl").display(),
         cluster.kubectl.kubeconfig().display(),
-        std::fs::read_link("/proc/self").unwrap_or_default().display(),
         pipe.display()
     ));
     // Open for writing too: without a writer there is no end of it.
@@ -244,4 +296,20 @@ async fn clean(cluster: &Cluster) -> Result<()> {
     cluster.kubectl.delete(&["pvc", "--all"]).await?;
     // What the next suite finds before it begins must not go away under it.
     super::writers::no_volumes(cluster).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{KubeSuite, rounds};
+
+    #[test]
+    fn only_neighbours_that_disturb_nobody_run_at_the_same_time() {
+        use KubeSuite::{Choices, Fabrics, Life, Statics};
+        assert_eq!(
+            rounds(&[Life, Choices, Fabrics, Statics]),
+            [vec![Life, Choices], vec![Fabrics], vec![Statics]]
+        );
+        let all = rounds(&[KubeSuite::All]);
+        assert!(all.len() > 8 && all.iter().all(|round| !round.contains(&KubeSuite::All)));
+    }
 }

@@ -19,7 +19,7 @@ const UNUSED: &str = "storagelink.io/unused-rights";
 type Right = (String, String, String);
 
 /// Runs both steps.
-pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
+pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     let audit = requests(&cluster.control.audit()?)?;
     drop(
         report

@@ -5,15 +5,13 @@ use anyhow::{Context as _, Result, ensure};
 use crate::{
     kube::{
         cluster::{Cluster, NAMESPACE},
-        leftovers::Before,
         writers::Writers,
     },
     report::Report,
 };
 
 /// Looks at a cluster with a volume in use.
-pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
-    let before = Before::look(cluster).await?;
+pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     let writers = report
         .step(
             "a volume in use",
@@ -35,8 +33,7 @@ pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
     );
     report
         .step("pod and claim are deleted", writers.delete(cluster))
-        .await?;
-    report.step("nothing is left", before.nothing_left(cluster)).await
+        .await
 }
 
 /// The password, and as Kubernetes shows a Secret's data.

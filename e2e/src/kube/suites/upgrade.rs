@@ -11,7 +11,6 @@ use super::life::map_of;
 use crate::{
     kube::{
         cluster::{Cluster, NAMESPACE},
-        leftovers::Before,
         worker::{self, KUBELET},
         writers::{Place, Writers},
     },
@@ -26,8 +25,7 @@ const NEXT: &str = "next";
 const ROLLED_LIMIT: Duration = Duration::from_secs(240);
 
 /// Runs the steps in order; the first that fails ends the suite.
-pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
-    let before = Before::look(cluster).await?;
+pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     let writers = report
         .step(
             "two writers",
@@ -131,8 +129,7 @@ pub async fn run(report: &mut Report, cluster: &Cluster) -> Result<()> {
     report.note(format!("the longest single write: {}", seconds(longest)));
     report
         .step("pods and claims are deleted", writers.delete(cluster))
-        .await?;
-    report.step("nothing is left", before.nothing_left(cluster)).await
+        .await
 }
 
 /// The image that the node plugin or the controller runs now, and the same under another tag.

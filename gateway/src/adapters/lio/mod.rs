@@ -11,6 +11,8 @@ mod snapshots;
 mod volumes;
 
 #[cfg(test)]
+mod kill_tests;
+#[cfg(test)]
 mod sim;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -14,7 +14,7 @@ use crate::{
 };
 
 pub(super) const MIB: u64 = 1 << 20;
-const ID: &str = "0b6a6b2e-6a0f-5d3c-9a51-6b0c7a1f2d3e";
+pub(super) const ID: &str = "0b6a6b2e-6a0f-5d3c-9a51-6b0c7a1f2d3e";
 const OTHER: &str = "1b6a6b2e-6a0f-5d3c-9a51-6b0c7a1f2d3e";
 const GROUP: &str = "iscsi/iqn.2026-11.io.storagelink:array1/tpgt_1";
 
@@ -58,7 +58,7 @@ impl Array {
         }
     }
 
-    fn try_start(&self) -> Result<Lio, AdapterError> {
+    pub(super) fn try_start(&self) -> Result<Lio, AdapterError> {
         Lio::open(self.config(), &self.path("state"), Box::new(self.kernel.clone()))
     }
 
@@ -476,54 +476,4 @@ fn objects_of_others_are_left_alone() {
         array.kernel.tree()
     };
     assert!(foreign.iter().all(|path| tree.contains(path)), "{tree:#?}");
-}
-
-/// The whole life of a volume; each call is made again by whoever did not get an answer.
-fn life(lio: &Lio) -> Result<(), AdapterError> {
-    lio.create(&new(ID))?;
-    lio.map(ID, &access("node1"))?;
-    lio.expand(ID, 8 * MIB, 0)?;
-    lio.unmap(ID, Some("node1"))?;
-    lio.delete(ID)
-}
-
-#[test]
-fn killed_at_any_change_of_the_kernel_the_next_start_goes_on_and_nothing_leaks() {
-    let mut rounds = 0;
-    for changes in 0.. {
-        let array = Array::new();
-        array.kernel.kill_after(changes);
-        let finished = array.try_start().and_then(|lio| life(&lio)).is_ok();
-        array.kernel.restart();
-        let lio = array.start();
-        let unfinished = array
-            .kernel
-            .tree()
-            .into_iter()
-            .filter(|path| path.starts_with("core/"));
-        for path in unfinished {
-            // Half-made backstores break targetcli: after a start there is none.
-            let is_backstore = path.matches('/').count() == 2;
-            let enabled = array.kernel.value(&format!("{path}/enable"));
-            assert!(
-                !is_backstore || enabled.as_deref() == Some("1"),
-                "killed after {changes}: {path}"
-            );
-        }
-        life(&lio).unwrap_or_else(|error| panic!("killed after {changes} changes: {error}"));
-        drop(lio);
-        let clean = Array::new();
-        clean.start();
-        assert_eq!(
-            array.kernel.tree(),
-            clean.kernel.tree(),
-            "killed after {changes} changes"
-        );
-        assert!(array.volumes().is_empty(), "killed after {changes} changes");
-        rounds += 1;
-        if finished {
-            break;
-        }
-    }
-    assert!(rounds > 20, "every step was tried: {rounds}");
 }
