@@ -61,8 +61,14 @@ impl Report {
     pub async fn step<T>(&self, name: &str, step: impl Future<Output = Result<T>>) -> Result<T> {
         let start = Instant::now();
         let result = step.await;
-        let took = seconds(start.elapsed());
-        match &result {
+        self.told(name, start.elapsed(), &result);
+        result
+    }
+
+    /// Prints the line of a step that somebody else ran.
+    pub fn told<T>(&self, name: &str, took: Duration, result: &Result<T>) {
+        let took = seconds(took);
+        match result {
             Ok(_) => {
                 self.counts.passed.fetch_add(1, Ordering::Relaxed);
                 println!("ok    {}{name} ({took})", self.suite);
@@ -72,7 +78,6 @@ impl Report {
                 println!("FAIL  {}{name} ({took})\n      {error:#}", self.suite);
             }
         }
-        result
     }
 
     /// A line that is not a step.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-/// The pause between two looks: three times what a look took, within these.
+/// The pause between two looks: five times what a look took, within these.
 const SHORTEST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(2);
 
@@ -26,7 +26,7 @@ pub async fn until(
             Ok(false) | Err(_) => {}
         }
         // A look that starts a program must not take the processor from what it waits for.
-        let pause = (look.elapsed() * 3).clamp(SHORTEST, LONGEST);
+        let pause = (look.elapsed() * 5).clamp(SHORTEST, LONGEST);
         tokio::time::sleep(pause).await;
     }
 }

@@ -45,6 +45,7 @@ mod service;
 mod stage;
 mod stats;
 pub mod transport;
+mod turns;
 mod unstage;
 pub mod validate;
 pub mod view;
@@ -64,6 +65,7 @@ use guard::Guards;
 use joins::Joins;
 use journal::{Journal, JournalError};
 use transport::Transport;
+use turns::Turns;
 
 /// Remarks that a slow listener may be behind.
 const REMARKS: usize = 64;
@@ -112,6 +114,7 @@ struct Inner {
     journal: Journal,
     guards: Guards,
     joins: Joins,
+    turns: Turns,
     /// What an administrator should know about this node, in plain words; heard by whoever tells Events.
     remarks: broadcast::Sender<String>,
 }
@@ -130,6 +133,7 @@ impl Node {
             journal,
             guards: Guards::default(),
             joins: Joins::default(),
+            turns: Turns::default(),
             remarks: broadcast::Sender::new(REMARKS),
         })))
     }

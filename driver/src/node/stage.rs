@@ -193,6 +193,12 @@ impl Inner {
             }
             return Ok(());
         }
+        let target = request
+            .context
+            .portals
+            .first()
+            .map_or("", |portal| &portal.target);
+        let _turn = self.turns.take(target).await;
         let mut entry = work.entry(&before);
         self.journal.put(volume, &entry).await?;
         match work.build_up(&mut entry).await {

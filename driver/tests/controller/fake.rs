@@ -6,17 +6,17 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use base64::Engine as _;
 use sha2::{Digest, Sha256};
-use storagelink_proto::storagelink::v1::storage_link_server::{StorageLink, StorageLinkServer};
+use storagelink_proto::storagelink::v1::storage_link_server::StorageLinkServer;
 use storagelink_proto::storagelink::v1::*;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Status};
 
 pub(crate) const USER: &str = "csi";
 pub(crate) const PASSWORD: &str = "s3cret-of-the-tests";
 pub(crate) const GIB: u64 = 1 << 30;
-const STEP: u64 = 1 << 20;
+pub(crate) const STEP: u64 = 1 << 20;
 
 /// What happens to the next call of a name.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +40,7 @@ pub(crate) struct Array {
     pub(crate) faults: HashMap<&'static str, VecDeque<Fault>>,
     /// The calls that arrived, with the user that made them.
     pub(crate) calls: Vec<(&'static str, String)>,
-    next_lun: u32,
+    pub(crate) next_lun: u32,
 }
 
 #[derive(Clone)]
@@ -168,7 +168,7 @@ impl Fake {
         })
     }
 
-    fn enter<T>(&self, call: &'static str, request: &Request<T>) -> Result<Option<Fault>, Status> {
+    pub(crate) fn enter<T>(&self, call: &'static str, request: &Request<T>) -> Result<Option<Fault>, Status> {
         let header = request
             .metadata()
             .get("authorization")

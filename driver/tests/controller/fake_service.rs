@@ -4,7 +4,7 @@ use storagelink_proto::storagelink::v1::storage_link_server::StorageLink;
 use storagelink_proto::storagelink::v1::*;
 use tonic::{Request, Response, Status};
 
-use crate::fake::{Fake, Fault, GIB};
+use crate::fake::{Fake, Fault, STEP};
 
 async fn leave<T: Default>(fault: Option<Fault>, answer: T) -> Result<Response<T>, Status> {
     match fault {

@@ -1,6 +1,10 @@
 //! kubectl: what a user of the cluster does and sees.
 
-use std::{collections::HashMap, path::PathBuf, time::Duration};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
@@ -37,7 +41,11 @@ impl Kubectl {
 
     /// [`Kubectl::run`] with standard input.
     pub async fn run_with(&self, arguments: &[&str], stdin: &[u8]) -> Result<String> {
-        let done = self.finish(arguments, stdin).await?;
+        self.succeed(arguments, stdin, LIMIT).await
+    }
+
+    async fn succeed(&self, arguments: &[&str], stdin: &[u8], limit: Duration) -> Result<String> {
+        let done = self.finish(arguments, stdin, limit).await?;
         if done.exit != 0 {
             bail!(
                 "kubectl {}: exit {}: {}",
@@ -50,11 +58,11 @@ impl Kubectl {
     }
 
     /// Runs a command; any end is an answer.
-    pub async fn finish(&self, arguments: &[&str], stdin: &[u8]) -> Result<programs::Finished> {
+    async fn finish(&self, arguments: &[&str], stdin: &[u8], limit: Duration) -> Result<programs::Finished> {
         let mut argv = vec![self.program.clone().into_os_string(), "--kubeconfig".into()];
         argv.push(self.kubeconfig.clone().into_os_string());
         argv.extend(arguments.iter().map(Into::into));
-        programs::run(&argv, &HashMap::new(), stdin, LIMIT)
+        programs::run(&argv, &HashMap::new(), stdin, limit)
             .await
             .with_context(|| format!("kubectl {}", arguments.join(" ")))
     }
@@ -68,7 +76,9 @@ impl Kubectl {
 
     /// The text with which the API server refuses these objects.
     pub async fn refused(&self, objects: &str) -> Result<String> {
-        let done = self.finish(&["apply", "-f", "-"], objects.as_bytes()).await?;
+        let done = self
+            .finish(&["apply", "-f", "-"], objects.as_bytes(), LIMIT)
+            .await?;
         if done.exit == 0 {
             bail!("it was accepted: {objects}");
         }
@@ -104,29 +114,36 @@ impl Kubectl {
 
     /// Waits until a field has a value.
     pub async fn until(&self, what: &[&str], path: &str, value: &str, limit: Duration) -> Result<Duration> {
-        let text = format!("{} {path} = {value}", what.join(" "));
-        let mut last = String::new();
-        let result = wait::until(&text, limit, async || {
-            last = self.field(what, path).await?;
-            Ok(last == value)
-        })
-        .await;
-        match result {
-            Ok(took) => Ok(took),
+        let start = Instant::now();
+        match self
+            .wait(what, &format!("jsonpath={{{path}}}={value}"), limit)
+            .await
+        {
+            Ok(()) => Ok(start.elapsed()),
             Err(error) => {
                 let describe: Vec<&str> = std::iter::once("describe").chain(what.iter().copied()).collect();
                 let told = self.run(&describe).await.unwrap_or_default();
-                Err(error).with_context(|| format!("it was {last:?}\n{told}"))
+                Err(error).context(told)
             }
         }
     }
 
+    /// `kubectl wait` for objects that are there: it watches, nothing is asked again and again.
+    async fn wait(&self, what: &[&str], condition: &str, limit: Duration) -> Result<()> {
+        let (condition, timeout) = (
+            format!("--for={condition}"),
+            format!("--timeout={}s", limit.as_secs()),
+        );
+        let mut all = vec!["wait", condition.as_str(), timeout.as_str()];
+        all.extend(what);
+        self.succeed(&all, &[], limit + LIMIT).await.map(drop)
+    }
+
     /// Waits until an object is gone.
     pub async fn gone(&self, what: &[&str], limit: Duration) -> Result<Duration> {
-        let text = format!("{} is gone", what.join(" "));
-        let mut all = vec!["get", "--ignore-not-found", "-o", "name"];
-        all.extend(what);
-        wait::until(&text, limit, async || Ok(self.run(&all).await?.is_empty())).await
+        let start = Instant::now();
+        self.wait(what, "delete", limit).await?;
+        Ok(start.elapsed())
     }
 
     /// Deletes objects and waits until they are gone.

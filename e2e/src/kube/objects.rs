@@ -120,6 +120,14 @@ pub fn pod_spec(block: bool, command: &str) -> Value {
     })
 }
 
+/// Makes pods with a label come to all nodes alike.
+pub fn spread(spec: &mut Value, label: &str, value: &str) {
+    spec["topologySpreadConstraints"] = json!([{
+        "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": {label: value}},
+    }]);
+}
+
 /// A StatefulSet whose pods write checksummed blocks until told to stop; see [`super::writers`].
 #[must_use]
 pub fn writers(name: &str, replicas: u32, class: &str, command: &str) -> Value {
@@ -129,10 +137,7 @@ pub fn writers(name: &str, replicas: u32, class: &str, command: &str) -> Value {
     if let Some(mounts) = spec["containers"][0]["volumeMounts"].as_array_mut() {
         mounts.push(json!({"name": "ack", "mountPath": "/ack"}));
     }
-    spec["topologySpreadConstraints"] = json!([{
-        "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
-        "labelSelector": {"matchLabels": {"app": name}},
-    }]);
+    spread(&mut spec, "app", name);
     let mut template = Claim::new("data", class).spec();
     template["resources"] = json!({"requests": {"storage": "1Gi"}});
     json!({
@@ -158,7 +163,7 @@ pub fn class(name: &str, parameters: &Value) -> Value {
 }
 
 /// The label by which the objects of a suite are told from those of others.
-const SUITE: &str = "suite";
+pub const SUITE: &str = "suite";
 
 /// `kubectl apply` of objects of a suite.
 pub async fn create(kubectl: &Kubectl, suite: &str, objects: &[Value]) -> Result<()> {

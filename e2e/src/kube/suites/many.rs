@@ -14,6 +14,7 @@ use crate::{
     wait,
 };
 
+const SUITE: &str = "many";
 const COUNT: usize = 50;
 const LIMIT: Duration = Duration::from_secs(900);
 
@@ -35,13 +36,12 @@ pub async fn run(report: &Report, cluster: &Cluster) -> Result<Times> {
     let objects: Vec<Value> = names
         .iter()
         .flat_map(|name| {
-            [
-                Claim::new(name, "storagelink").object(),
-                Pod::new(name, name).object(),
-            ]
+            let mut pod = Pod::new(name, name).object();
+            objects::spread(&mut pod["spec"], objects::SUITE, SUITE);
+            [Claim::new(name, "storagelink").object(), pod]
         })
         .collect();
-    objects::create(&cluster.kubectl, "many", &objects).await?;
+    objects::create(&cluster.kubectl, SUITE, &objects).await?;
     let bound = report
         .step("50 claims are Bound", async {
             count(cluster, "pvc", "Bound").await?;
@@ -74,7 +74,7 @@ pub async fn run(report: &Report, cluster: &Cluster) -> Result<Times> {
     let start = Instant::now();
     let gone = report
         .step("all are deleted at once", async {
-            objects::delete(&cluster.kubectl, "many").await?;
+            objects::delete(&cluster.kubectl, SUITE).await?;
             wait::until("no volume is left", LIMIT, async || {
                 Ok(cluster
                     .kubectl

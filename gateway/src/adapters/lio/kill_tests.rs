@@ -2,7 +2,6 @@
 
 use super::{
     Lio,
-    configfs::ConfigFs as _,
     tests::{Array, ID, MIB, access, new},
 };
 use crate::adapter::{Adapter as _, AdapterError};
