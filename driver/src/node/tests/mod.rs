@@ -20,6 +20,7 @@ use storagelink_proto::csi::v1::{
     node_server::Node as _,
     volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume, access_mode::Mode},
 };
+use tokio::sync::Semaphore;
 use tonic::{Code, Request, Status};
 
 use super::{Config, Node, NodeService, Outside};
@@ -72,6 +73,7 @@ impl Lab {
             host,
             fuse: fuse.clone(),
             dead: Arc::default(),
+            crowd: Arc::new(Semaphore::new(32)),
         };
         let programs = SimPrograms::new();
         let state = tempfile::tempdir().unwrap();

@@ -372,3 +372,30 @@ async fn a_grown_volume_grows_on_the_node_and_its_file_system_too() {
     let total = lab.stats(STAGING).await.expect("stats").usage[0].total;
     assert_eq!(total, i64::try_from(2 * SIZE).unwrap());
 }
+
+/// Forty at once on a node of one emulated processor ran into their deadlines together, were repeated together, and only a
+/// few came up in six minutes.
+#[tokio::test]
+async fn more_volumes_at_once_than_the_host_can_take_all_come_up_in_their_turns() {
+    const COUNT: u64 = 40;
+    let lab = Lab::new();
+    let mut stages = tokio::task::JoinSet::new();
+    for number in 0..COUNT {
+        let (service, lun) = (lab.service.clone(), LUN + 1 + number);
+        let wwid = format!("naa.6001405{number:025x}");
+        lab.kernel.set_lun(TARGET, lun, &wwid.parse().unwrap(), SIZE);
+        let mut publish_context = context();
+        publish_context.extend([("lun".to_owned(), lun.to_string()), ("wwid".to_owned(), wwid)]);
+        let request = NodeStageVolumeRequest {
+            volume_id: uuid::Uuid::from_u128(u128::from(number) + 1).to_string(),
+            publish_context,
+            staging_target_path: format!("{STAGING}-{number}"),
+            volume_capability: Some(block(Mode::SingleNodeWriter)),
+            ..NodeStageVolumeRequest::default()
+        };
+        stages.spawn(async move { service.node_stage_volume(Request::new(request)).await.map(drop) });
+    }
+    let outcomes = stages.join_all().await;
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    assert_eq!(lab.kernel.maps().len(), usize::try_from(COUNT).unwrap());
+}

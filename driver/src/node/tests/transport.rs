@@ -7,6 +7,7 @@ use std::{
 };
 
 use storagelink_multipath::{Hctl, Host, ScsiDisk, host::sim::SimKernel, scsi_device};
+use tokio::sync::Semaphore;
 use tonic::Code;
 
 use super::host::Fuse;
@@ -24,6 +25,8 @@ pub(super) struct SimTransport {
     pub(super) fuse: Fuse,
     /// Addresses that do not answer.
     pub(super) dead: Arc<Mutex<BTreeSet<String>>>,
+    /// How many volumes the host brings up at the same time; one more never comes to its end in time.
+    pub(super) crowd: Arc<Semaphore>,
 }
 
 fn error(text: &str) -> TransportError {
@@ -79,6 +82,8 @@ impl SimTransport {
 impl Transport for SimTransport {
     fn attach<'a>(&'a self, context: &'a PublishContext, _: Duration) -> Answer<'a, Attached> {
         Box::pin(async move {
+            let _place = self.crowd.try_acquire().map_err(|_| error("not there in time"))?;
+            tokio::task::yield_now().await;
             let (mut paths, mut missing) = (Vec::new(), Vec::new());
             for portal in &context.portals {
                 match self.one(portal, context).await {
