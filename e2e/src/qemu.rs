@@ -62,7 +62,7 @@ impl Machine {
     fn argv(&self, artifacts: &Artifacts) -> Vec<String> {
         // A processor without AVX: emulating it, and saving its registers at every switch, makes starting a pod a third dearer.
         let mut argv: Vec<String> =
-            "qemu-system-x86_64 -M pc -accel tcg,thread=multi -cpu Westmere,+rdrand -nodefaults \
+            "qemu-system-x86_64 -M pc -accel tcg,thread=multi,tb-size=2000 -cpu Westmere,+rdrand -nodefaults \
                                      -display none -no-reboot"
                 .split_whitespace()
                 .map(str::to_owned)

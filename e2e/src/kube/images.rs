@@ -17,8 +17,13 @@ use super::{
 pub const PAUSE: &str = "lab/pause:1";
 /// The checksummed writer, with a shell.
 pub const WRITER: &str = "lab/writer:1";
-/// As Kubernetes' own tests name it (test/utils/image/manifest.go of the pinned release).
-pub const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.37.0-1";
+/// Images of Kubernetes' own tests, by the names in test/utils/image/manifest.go of the pinned release, of which its
+/// storage specs use no more than a shell and its programs.
+const SHELLS: [&str; 3] = [
+    "registry.k8s.io/e2e-test-images/busybox:1.37.0-1",
+    "registry.k8s.io/e2e-test-images/glibc-dns-testing:2.0.0",
+    "registry.k8s.io/e2e-test-images/nginx:1.15-4",
+];
 /// As Kubernetes' own tests name it.
 pub const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
 /// The product's images, by their archive's name.
@@ -80,7 +85,6 @@ fn bundles(binaries: &Binaries, programs: &Path) -> Result<Vec<Bundle>> {
             // Ends with its pod only; a sandbox is killed, not asked.
             entrypoint: ["/bin/busybox", "sleep", "2147483647"].map(str::to_owned).into(),
         },
-        shell(BUSYBOX, Vec::new(), &[]),
         shell(
             AGNHOST,
             vec![(binaries.kubernetes("agnhost"), "/agnhost".to_owned())],
@@ -92,6 +96,7 @@ fn bundles(binaries: &Binaries, programs: &Path) -> Result<Vec<Bundle>> {
             &["/bin/lab-writer"],
         ),
     ];
+    all.extend(SHELLS.map(|tag| shell(tag, Vec::new(), &[])));
     all.extend(
         binaries
             .sidecar_images()
