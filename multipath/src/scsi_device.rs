@@ -131,8 +131,10 @@ pub enum ScanError {
     Worker(#[from] WorkerError),
 }
 
-/// How often sysfs is looked at while a block device is being made: the sd driver probes on a thread of its own.
-const PROBE_LOOK: Duration = Duration::from_millis(5);
+/// The first pause between two looks at sysfs while a block device is being made: the sd driver probes on a thread of its own. It
+/// doubles up to [`LONGEST_LOOK`]: on a busy machine the looks of many scans would take what the probes need.
+const FIRST_LOOK: Duration = Duration::from_millis(2);
+const LONGEST_LOOK: Duration = Duration::from_millis(64);
 
 /// Scans one address and waits for its disk.
 ///
@@ -149,9 +151,8 @@ pub async fn scan(host: &Host, hctl: &Hctl, deadline: Duration) -> Result<ScsiDi
     })
     .await?
     .map_err(|source| ScanError::Scan { hctl, source })?;
-    let mut look = tokio::time::interval(PROBE_LOOK);
+    let mut pause = FIRST_LOOK;
     loop {
-        look.tick().await;
         let looking = host.clone();
         let found = worker::run("scsi-find", deadline, move || {
             let disk = find(&looking, &hctl).filter(|disk| disk.size_bytes > 0);
@@ -165,6 +166,8 @@ pub async fn scan(host: &Host, hctl: &Hctl, deadline: Duration) -> Result<ScsiDi
             (None, true) if Instant::now() >= until => return Err(ScanError::NoDisk { hctl, deadline }),
             (None, true) => {}
         }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_LOOK);
     }
 }
 
