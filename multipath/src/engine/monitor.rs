@@ -21,6 +21,9 @@ use crate::{Hctl, Host, Wwid, host::DevNo, worker};
 pub const REPAIR_LOOK: Duration = Duration::from_millis(100);
 /// How often everything is looked at without a reason.
 const SWEEP: Duration = Duration::from_secs(30);
+/// After a look at everything, events start another only when it has rested so many times as long: forty volumes that come up at once
+/// cause hundreds of events, and each look costs with all of them.
+const REST: u32 = 4;
 /// How often everything is looked at where the kernel sends no events, or could not be read.
 const BLIND_SWEEP: Duration = Duration::from_secs(1);
 /// Time for one check of a path. A device that answers at all answers in milliseconds.
@@ -88,12 +91,18 @@ impl Engine {
         let memory = Shared::default();
         let mut unwell = Vec::new();
         let mut sweep = Instant::now();
+        let mut rest = Instant::now();
         tokio::pin!(stop);
         loop {
-            let all = sweep <= Instant::now();
+            let start = Instant::now();
+            let all = sweep <= start;
             let seen = if all {
-                sweep = Instant::now() + if uevents.is_some() { SWEEP } else { BLIND_SWEEP };
-                self.maps().await
+                sweep = start + if uevents.is_some() { SWEEP } else { BLIND_SWEEP };
+                let maps = self.maps().await;
+                rest = Instant::now() + start.elapsed() * REST;
+                maps
+            } else if unwell.is_empty() {
+                Ok(Vec::new())
             } else {
                 self.named(std::mem::take(&mut unwell)).await
             };
@@ -124,7 +133,7 @@ impl Engine {
                 () = &mut stop => return,
                 () = tokio::time::sleep_until(next) => {}
                 event = event => match event {
-                    Ok(()) => sweep = Instant::now(),
+                    Ok(()) => sweep = sweep.min(rest),
                     Err(error) => {
                         tracing::warn!(%error, "reading kernel events");
                         // A socket that is always ready with an error must not spin.
