@@ -105,7 +105,6 @@ impl Binaries {
             ("csi-attacher", "EXTERNAL_ATTACHER"),
             ("csi-resizer", "EXTERNAL_RESIZER"),
             ("csi-snapshotter", "EXTERNAL_SNAPSHOTTER"),
-            ("snapshot-controller", "EXTERNAL_SNAPSHOTTER"),
         ]
         .map(|(name, version)| {
             let tag = self.version(version);

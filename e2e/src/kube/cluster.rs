@@ -43,7 +43,7 @@ pub struct Prepared {
     pub binaries: Binaries,
     /// The product's images, as `make images` left them.
     pub product_images: PathBuf,
-    /// The checkout: chart and manifests.
+    /// The checkout: the chart, and what Kubernetes' own suite is told of the driver.
     pub checkout: PathBuf,
 }
 
@@ -148,22 +148,8 @@ impl Cluster {
             .with_context(|| format!("no node {name:?}"))
     }
 
-    /// Definitions and controller of VolumeSnapshots, the namespace, and the Secret of the service: what an
-    /// administrator has before the chart.
+    /// The namespace, and the Secret of the service: what an administrator has before the chart.
     pub async fn prepare_namespace(&self) -> Result<()> {
-        let definitions = self.prepared.binaries.snapshot_definitions();
-        let definitions = definitions.to_string_lossy();
-        self.kubectl
-            .run(&["apply", "--server-side", "-k", &definitions])
-            .await?;
-        let manifest = self
-            .prepared
-            .checkout
-            .join("e2e/kube/manifests/snapshot-controller.yaml");
-        let manifest = std::fs::read_to_string(&manifest)
-            .with_context(|| format!("read {}", manifest.display()))?
-            .replace("VERSION", self.prepared.binaries.version("EXTERNAL_SNAPSHOTTER"));
-        self.kubectl.apply(&manifest).await?;
         self.kubectl
             .apply(
                 &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})

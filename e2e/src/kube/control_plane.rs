@@ -1,4 +1,4 @@
-//! etcd, kube-apiserver, kube-controller-manager and kube-scheduler as processes of this machine, inside the lab's
+//! etcd, kube-apiserver, kube-controller-manager, kube-scheduler and snapshot-controller as processes of this machine, inside the lab's
 //! network namespace.
 //!
 //! They die with the lab's PID namespace. kube-apiserver is killed, never asked to stop: it would drain for a minute.
@@ -81,9 +81,27 @@ impl ControlPlane {
             others: vec![etcd],
         };
         control.ready().await?;
-        // They exit when RBAC is not there yet, so only now.
+        // They exit when RBAC is not there yet, or the definitions of what they control, so only now.
+        control.define_snapshots().await?;
         control.controllers()?;
         Ok(control)
+    }
+
+    /// The definitions of VolumeSnapshot and its kin.
+    async fn define_snapshots(&self) -> Result<()> {
+        let (kubectl, definitions) = (self.kubectl(), self.binaries.snapshot_definitions());
+        kubectl
+            .run(&["apply", "--server-side", "-k", text(&definitions)?])
+            .await?;
+        kubectl
+            .run(&[
+                "wait",
+                "--for=condition=Established",
+                "customresourcedefinitions",
+                "--all",
+            ])
+            .await
+            .map(drop)
     }
 
     fn controllers(&mut self) -> Result<()> {
@@ -119,6 +137,19 @@ impl ControlPlane {
             )?;
             self.others.push(child);
         }
+        // As a distribution brings it, but not in a pod: its cache, on an emulated processor, is behind what Kubernetes' own
+        // storage specs have just changed, and a snapshot's content stays for ever.
+        let child = process(
+            &self.directory,
+            "snapshot-controller",
+            &self.binaries.sidecar("snapshot-controller"),
+            &[
+                &format!("--kubeconfig={}", file("admin.kubeconfig")),
+                "--leader-election=false",
+                "--v=2",
+            ],
+        )?;
+        self.others.push(child);
         Ok(())
     }
 

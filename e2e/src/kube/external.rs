@@ -147,15 +147,14 @@ async fn shard(
     for skip in lines(SKIPPED).chain(left.iter().map(String::as_str)) {
         argv.push(format!("--ginkgo.skip={skip}"));
     }
-    let done = programs::run(&argv, &HashMap::new(), &[], limit + Duration::from_secs(60))
+    let log = results.join(format!("output-{number}.log"));
+    let log = fs::File::create(&log).with_context(|| format!("make {}", log.display()))?;
+    let mut suite = programs::background(&argv, &HashMap::new(), log, true).context("start e2e.test")?;
+    let end = tokio::time::timeout(limit + Duration::from_secs(60), suite.wait())
         .await
-        .context("run e2e.test")?;
-    fs::write(
-        results.join(format!("output-{number}.log")),
-        [done.stdout, done.stderr].concat(),
-    )
-    .context("keep its output")?;
-    read(&report).with_context(|| format!("shard {number}, exit {}", done.exit))
+        .context("e2e.test does not end")?
+        .context("wait for e2e.test")?;
+    read(&report).with_context(|| format!("shard {number}, {end}"))
 }
 
 fn read(report: &Path) -> Result<Vec<Spec>> {
