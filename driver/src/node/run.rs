@@ -10,7 +10,8 @@ use std::{
 };
 
 use anyhow::Context;
-use storagelink_multipath::{Engine, Host};
+use storagelink_multipath::{Engine, Host, engine::Notice};
+use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -140,12 +141,14 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         tracing::error!(error = chain(&error), "cannot look at this host's maps");
     }
     let stopping = CancellationToken::new();
+    // Before the monitor: its first look finds what was lost while no plugin ran.
+    let notices = engine.listen();
     let monitor = {
         let (engine, stopping) = (engine.clone(), stopping.clone());
         tokio::spawn(async move { engine.monitor(stopping.cancelled()).await })
     };
     let events = match args.kube_events {
-        true => tell_events(&node, &engine, warnings).await,
+        true => tell_events(&node, notices, warnings).await,
         false => None,
     };
     // In the background: nobody has to wait for it.
@@ -228,13 +231,13 @@ async fn look_at_host(places: doctor::host::Places, programs: &Arc<HostPrograms>
 /// Starts to tell Events. A cluster that cannot be reached is no reason not to serve volumes.
 async fn tell_events(
     node: &Node,
-    engine: &Engine,
+    notices: broadcast::Receiver<Notice>,
     warnings: Vec<String>,
 ) -> Option<tokio::task::JoinHandle<()>> {
     match kube::Client::try_default().await {
         Ok(client) => Some(tokio::spawn(events::tell(
             node.clone(),
-            engine.listen(),
+            notices,
             warnings,
             client,
         ))),

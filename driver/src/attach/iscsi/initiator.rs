@@ -323,7 +323,11 @@ impl Initiator {
         if !devices.is_empty() {
             return Ok(());
         }
-        self.0.iscsiadm.logout(&record.portal).await?;
+        if !self.0.iscsiadm.logout(&record.portal).await? {
+            // No device is left on it: nothing of a volume waits for it. The sweep ends it when it can be.
+            tracing::info!(%portal, "the session is not connected and stays until its portal is back");
+            return Ok(());
+        }
         let until = Instant::now() + GONE;
         while let Some(left) = self.sessions(portal).await?.into_iter().next() {
             if Instant::now() > until {

@@ -42,6 +42,8 @@ pub(super) mod exit {
     pub(in super::super) const NO_OBJS_FOUND: i32 = 21;
     /// Credentials refused.
     pub(in super::super) const LOGIN_AUTH_FAILED: i32 = 24;
+    /// The session is not connected: iscsid, started anew while its portal was away, waits for it.
+    pub(in super::super) const SESSION_NOT_CONNECTED: i32 = 32;
 }
 
 /// Settings of a session that a multipath map lies over. In seconds, all of them.
@@ -200,11 +202,13 @@ impl Iscsiadm {
         }
     }
 
-    /// Logs one path out. No session is success.
-    pub(super) async fn logout(&self, portal: &Portal) -> Result<(), PortalError> {
+    /// Logs one path out. No session is success; `false`: iscsid cannot end the session before its portal is back.
+    pub(super) async fn logout(&self, portal: &Portal) -> Result<bool, PortalError> {
         let limit = Duration::from_secs(u64::from(self.timers.logout)) + ANSWER_MARGIN;
-        let out = self.node(portal, &["-u"], limit).await;
-        self.unless_missing(portal, "cannot log out", out)
+        match self.node(portal, &["-u"], limit).await {
+            Ok(finished) if finished.code() == Some(exit::SESSION_NOT_CONNECTED) => Ok(false),
+            out => self.unless_missing(portal, "cannot log out", out).map(|()| true),
+        }
     }
 
     /// Deletes the entry of a path. No entry is success.

@@ -1,7 +1,7 @@
 //! Hosts without a running open-iscsi: the plugin runs iscsid in its own container. A lost path comes back by itself, and the
 //! plugin may die under load.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
@@ -17,7 +17,11 @@ use crate::{
     kube::{cluster::Cluster, worker::ISCSID, writers::Writers},
     net::Fabric,
     report::Report,
+    wait,
 };
+
+/// A container that died starts again after a pause of the kubelet, and iscsid logs in after one of its own.
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// Runs the steps in order; whatever happens, the hosts have their iscsid again at the end.
 pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
@@ -67,14 +71,19 @@ async fn steps(report: &Report, cluster: &Cluster) -> Result<()> {
     let places = writers.places(cluster).await?;
     report
         .step(
-            "the plugin is killed on both workers, and its iscsid with it: I/O goes on",
+            "the plugin is killed on both workers, and its iscsid with it: I/O goes on, the next takes the sessions over",
             async {
+                let mut before = Vec::new();
                 for guest in cluster.lab.nodes() {
+                    before.push(connections(guest).await?);
                     guest
                         .exec(&["pkill", "-KILL", "-f", "storagelink-csi node"])
                         .await?;
                 }
                 writers.all_progress(cluster, &places).await?;
+                for (guest, before) in cluster.lab.nodes().iter().zip(&before) {
+                    taken_over(guest, before).await?;
+                }
                 plugins_ready(cluster).await
             },
         )
@@ -100,6 +109,31 @@ async fn steps(report: &Report, cluster: &Cluster) -> Result<()> {
     report
         .step("pods and claims are deleted", writers.delete(cluster))
         .await
+}
+
+/// Local ends of a worker's connections to portals.
+async fn connections(guest: &Guest) -> Result<BTreeSet<String>> {
+    let text = guest
+        .exec(&["ss", "-Htn", "state", "established", "dport", "=", ":3260"])
+        .await?;
+    let local = |line: &str| line.split_whitespace().nth(2).map(str::to_owned);
+    Ok(text.lines().filter_map(local).collect())
+}
+
+/// Waits until an iscsid that has just started has made every session's connection anew: it cannot know what went over the old ones.
+async fn taken_over(guest: &Guest, before: &BTreeSet<String>) -> Result<()> {
+    wait::until("new connections", LIMIT, async || {
+        let now = connections(guest).await?;
+        ensure!(
+            now.len() == before.len() && now.is_disjoint(before),
+            "{}: {before:?} are now {now:?}",
+            guest.name()
+        );
+        contained(guest).await?;
+        Ok(true)
+    })
+    .await
+    .map(drop)
 }
 
 /// The one iscsid of a worker is the child of the plugin.

@@ -39,6 +39,7 @@ use super::{
 use crate::{
     artifacts::{self, Artifacts},
     lab::Places,
+    net::Fabric,
     report::Report,
 };
 
@@ -289,9 +290,12 @@ async fn by_hand(report: &Report, cluster: &Cluster) -> Result<()> {
     }
 }
 
-/// Deletes what a failed suite left in the cluster.
+/// Mends what a failed suite left cut, and deletes what it left in the cluster.
 async fn clean(cluster: &Cluster) -> Result<()> {
     cluster.collect().await?;
+    for fabric in Fabric::ALL {
+        cluster.lab.array().heal(fabric).await?;
+    }
     cluster.kubectl.delete(&["statefulsets,pods", "--all"]).await?;
     cluster.kubectl.delete(&["pvc", "--all"]).await?;
     // What the next suite finds before it begins must not go away under it.

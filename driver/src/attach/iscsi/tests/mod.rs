@@ -456,6 +456,29 @@ async fn a_logout_that_was_cut_off_is_finished_by_the_sweep() {
     }
 }
 
+/// Seen in the lab: a fabric was cut, iscsid was exchanged for another, and the volume could not be unstaged any more.
+#[tokio::test]
+async fn a_session_that_cannot_be_ended_keeps_no_volume_and_ends_when_it_can() {
+    let (a, b) = (portal("192.0.2.1:3260"), portal("192.0.2.2:3260"));
+    let world = World::new(&[&a, &b]);
+    let initiator = world.initiator();
+    initiator
+        .attach(&volume(&[&a, &b]), LONG)
+        .await
+        .expect("attaches");
+    world.state().unconnected = true;
+    initiator
+        .detach(&[], Some(&volume(&[&a, &b])))
+        .await
+        .expect("the volume is let go of");
+    let (sessions, devices, ..) = world.left();
+    assert_eq!((sessions, devices), (2, 0));
+    initiator.sweep().await.expect("nothing to complain about");
+    world.state().unconnected = false;
+    initiator.sweep().await.expect("sweeps");
+    assert_eq!(world.left(), (0, 0, 0, 0));
+}
+
 #[test]
 fn a_session_that_iscsid_opens_after_everybody_was_killed_is_still_ours() {
     let a = portal("192.0.2.1:3260");

@@ -43,6 +43,8 @@ pub(super) struct State {
     pub(super) calls: Vec<(SocketAddr, String)>,
     /// A call of iscsiadm that contains this text does its work and never comes back.
     pub(super) freeze: Option<&'static str>,
+    /// iscsid was started anew while the portals were away: it ends no session.
+    pub(super) unconnected: bool,
     /// The logins in progress, now and at most.
     pub(super) logging_in: (usize, usize),
 }
@@ -192,6 +194,7 @@ impl World {
             ["-o", "delete"] => std::fs::remove_dir_all(entry).expect("entry"),
             ["-l"] if session.is_some() => return exits(program, 15, "session exists"),
             ["-l"] => return self.log_in(program, portal).await,
+            ["-u"] if self.state().unconnected => return exits(program, 32, "target likely not connected"),
             ["-u"] => match session {
                 Some(host) => self.kernel.sim.logout(host),
                 None => return exits(program, 21, "no session"),
