@@ -27,7 +27,17 @@ fn shapes(source: &str) -> Vec<String> {
             continue;
         };
         let (mut shape, mut inside, mut escaped) = (String::new(), false, false);
+        let mut continued = false;
         for c in text.chars() {
+            // A backslash at the end of a line takes the next line's indentation with it.
+            if continued && c.is_whitespace() {
+                continue;
+            }
+            continued = escaped && c == '\n';
+            if continued {
+                escaped = false;
+                continue;
+            }
             match c {
                 '\\' if !escaped => {
                     escaped = true;
