@@ -37,9 +37,9 @@ lab: build ## the suites on real kernels
 	@hack/install-tools.sh $(STORAGELINK_CACHE) csi-sanity
 	$(LAB) suite all
 
-kube: build images ## the quick suites on a Kubernetes cluster of the lab's guests
+kube: build images ## the suites on a Kubernetes cluster of the lab's guests, without the longest
 	@hack/install-kube.sh $(STORAGELINK_CACHE) kubernetes sidecars helm
-	$(LAB) kube life choices statics adopt secrets
+	$(LAB) kube forms life choices statics adopt fabrics upgrade fence outages topology drain host secrets
 
 kube-all: build images ## every suite on that cluster, and the chosen part of Kubernetes' own storage suite
 	@hack/install-kube.sh $(STORAGELINK_CACHE)
@@ -75,7 +75,7 @@ demo: deps ## the main job on a real kernel, to watch
 	cargo build --locked --workspace
 	$(LAB) demo
 
-test: check chart lab kube ## lint, unit, simulated host, the chart, lab suites, the quick suites on a cluster
+test: check chart lab kube ## lint, unit, simulated host, the chart, lab suites, most suites on a cluster
 
 clean: ## remove what was built (the cache outside the checkout stays)
 	cargo clean

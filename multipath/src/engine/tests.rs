@@ -333,8 +333,9 @@ async fn a_listener_hears_of_a_lost_path_once_and_of_its_return_once() {
     let lab = lab(2).await;
     lab.engine.build(spec(), lab.proven().await).await.unwrap();
     let mut notices = lab.engine.listen();
+    // Before the monitor's first look: the simulated kernel sends no events that would cause another.
+    lab.kernel.cut(lab.sessions[0], "transport-offline");
     let script = async {
-        lab.kernel.cut(lab.sessions[0], "transport-offline");
         let lost = notices.recv().await.unwrap();
         assert_eq!((lost.change, lost.usable, lost.paths), (Change::Lost, 1, 2));
         assert_eq!(lost.volume, VOLUME);

@@ -74,7 +74,11 @@ pub async fn run(report: &Report, cluster: &Cluster) -> Result<Times> {
     let start = Instant::now();
     let gone = report
         .step("all are deleted at once", async {
-            objects::delete(&cluster.kubectl, SUITE).await?;
+            let label = format!("{}={SUITE}", objects::SUITE);
+            cluster
+                .kubectl
+                .run(&["delete", "pods,pvc", "-l", &label, "--wait=false"])
+                .await?;
             wait::until("no volume is left", LIMIT, async || {
                 Ok(cluster
                     .kubectl
