@@ -22,6 +22,8 @@ use crate::{agent::MACHINE, programs, wait};
 
 /// Kubernetes has to be there within this time; seconds are normal.
 const START_LIMIT: Duration = Duration::from_secs(90);
+/// What `kubectl wait` takes when nobody says otherwise.
+const DEFINED_LIMIT: Duration = Duration::from_secs(30);
 const ETCD: &str = "http://127.0.0.1:2379";
 const AUDIT_POLICY: &str = include_str!("../../kube/audit-policy.yaml");
 
@@ -94,14 +96,12 @@ impl ControlPlane {
             .run(&["apply", "--server-side", "-k", text(&definitions)?])
             .await?;
         kubectl
-            .run(&[
-                "wait",
-                "--for=condition=Established",
-                "customresourcedefinitions",
-                "--all",
-            ])
+            .wait(
+                &["customresourcedefinitions", "--all"],
+                "condition=Established",
+                DEFINED_LIMIT,
+            )
             .await
-            .map(drop)
     }
 
     fn controllers(&mut self) -> Result<()> {

@@ -129,7 +129,7 @@ impl Kubectl {
     }
 
     /// `kubectl wait` for objects that are there: it watches, nothing is asked again and again.
-    async fn wait(&self, what: &[&str], condition: &str, limit: Duration) -> Result<()> {
+    pub async fn wait(&self, what: &[&str], condition: &str, limit: Duration) -> Result<()> {
         let (condition, timeout) = (
             format!("--for={condition}"),
             format!("--timeout={}s", limit.as_secs()),

@@ -175,9 +175,15 @@ pub async fn create(kubectl: &Kubectl, suite: &str, objects: &[Value]) -> Result
     kubectl.apply(&list.to_string()).await
 }
 
+/// Selects the objects of a suite.
+#[must_use]
+pub fn selector(suite: &str) -> String {
+    format!("{SUITE}={suite}")
+}
+
 /// Deletes the pods, claims and classes of a suite, and waits until they are gone.
 pub async fn delete(kubectl: &Kubectl, suite: &str) -> Result<()> {
-    let label = format!("{SUITE}={suite}");
+    let label = selector(suite);
     for kinds in ["pods,persistentvolumeclaims", "storageclasses"] {
         kubectl.delete(&[kinds, "-l", &label]).await?;
     }

@@ -107,7 +107,7 @@ async fn applied(cluster: &Cluster, object: &serde_json::Value, what: &str, name
     objects::create(&cluster.kubectl, "bench", std::slice::from_ref(object)).await?;
     cluster
         .kubectl
-        .run(&["wait", &format!("--for={what}"), name, "--timeout=110s"])
+        .wait(&[name], what, Duration::from_secs(110))
         .await?;
     Ok(start.elapsed())
 }

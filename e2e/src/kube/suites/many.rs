@@ -74,7 +74,7 @@ pub async fn run(report: &Report, cluster: &Cluster) -> Result<Times> {
     let start = Instant::now();
     let gone = report
         .step("all are deleted at once", async {
-            let label = format!("{}={SUITE}", objects::SUITE);
+            let label = objects::selector(SUITE);
             cluster
                 .kubectl
                 .run(&["delete", "pods,pvc", "-l", &label, "--wait=false"])
