@@ -6,7 +6,7 @@ HELM = $(shell . e2e/kube/versions.env; echo $(STORAGELINK_CACHE)/helm-v$$HELM/h
 DENY := $(STORAGELINK_CACHE)/cargo-deny-0.20.2/bin/cargo-deny
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build fmt lint unit check lab kube kube-all chart manifest images e2e-external demo demo-kube bench-kube test clean
+.PHONY: help deps build fmt lint unit check lab kube chart manifest images e2e-external demo demo-kube bench-kube test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,11 +37,7 @@ lab: build ## the suites on real kernels
 	@hack/install-tools.sh $(STORAGELINK_CACHE) csi-sanity
 	$(LAB) suite all
 
-kube: build images ## the suites on a Kubernetes cluster of the lab's guests, without the longest
-	@hack/install-kube.sh $(STORAGELINK_CACHE) kubernetes sidecars helm
-	$(LAB) kube forms life choices statics adopt fabrics upgrade fence outages topology drain host secrets
-
-kube-all: build images ## every suite on that cluster, and the chosen part of Kubernetes' own storage suite
+kube: build images ## every suite on a Kubernetes cluster of guests, and the chosen part of Kubernetes' own storage suite
 	@hack/install-kube.sh $(STORAGELINK_CACHE)
 	$(LAB) kube all
 
@@ -75,7 +71,7 @@ demo: deps ## the main job on a real kernel, to watch
 	cargo build --locked --workspace
 	$(LAB) demo
 
-test: check chart lab kube ## lint, unit, simulated host, the chart, lab suites, most suites on a cluster
+test: check chart lab kube ## lint, unit, simulated host, the chart, suites in the lab and on a cluster
 
 clean: ## remove what was built (the cache outside the checkout stays)
 	cargo clean

@@ -171,10 +171,12 @@ fn kubelet_configuration() -> String {
 /// Everything of volumes on a worker, without what the kubelet keeps for itself.
 pub async fn snapshot(guest: &Guest) -> Result<Vec<String>> {
     let mut lines = inspect::snapshot(guest).await?;
-    // Directories that iscsiadm makes for an iscsid in the container, and never removes; entries in them would be seen.
-    let database = format!("{}/iscsi/", node::STATE);
-    let empty = |line: &str| matches!(line.strip_prefix(&database), Some("ifaces" | "nodes" | "static"));
-    lines.retain(|line| !empty(line));
+    // What an iscsid in the container keeps: the node's name, and directories that iscsiadm makes and never removes; entries in them
+    // would be seen.
+    let kept = format!("{}/iscsi", node::STATE);
+    let kept =
+        ["", "/initiatorname.iscsi", "/ifaces", "/nodes", "/static"].map(|below| format!("{kept}{below}"));
+    lines.retain(|line| !kept.contains(line));
     lines.retain(|line| match line.split_once("/var/lib/kubelet/") {
         // Of the kubelet's directory only what is of one volume: below these, which it never removes.
         Some((_, below)) => [

@@ -155,6 +155,14 @@ pub async fn snapshot(guest: &Guest) -> Result<Vec<String>> {
     Ok(lines)
 }
 
+/// How many volumes its aggregate holds.
+pub async fn volumes(guest: &Guest) -> Result<usize> {
+    let records = guest
+        .shell(&format!("find {AGGREGATE}/volumes -name record.json"))
+        .await?;
+    Ok(records.lines().count())
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

@@ -28,7 +28,7 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// Runs the steps in order; the first that fails ends the suite.
 pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     let outcome = steps(report, cluster).await;
-    objects::delete(&cluster.kubectl, CLASS).await.and(outcome)
+    outcome.and(objects::delete(&cluster.kubectl, CLASS).await)
 }
 
 async fn steps(report: &Report, cluster: &Cluster) -> Result<()> {

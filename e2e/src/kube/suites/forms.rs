@@ -72,7 +72,7 @@ const FORMS: [(&str, &str, Form); 9] = [
 pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     let steps = FORMS.map(|(name, title, form)| async move {
         let outcome = report.step(title, form(cluster, name)).await;
-        objects::delete(&cluster.kubectl, name).await.and(outcome)
+        outcome.and(objects::delete(&cluster.kubectl, name).await)
     });
     let outcomes: Vec<Result<()>> = stream::iter(steps).buffer_unordered(SIDE_BY_SIDE).collect().await;
     outcomes.into_iter().collect()

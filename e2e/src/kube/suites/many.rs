@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use serde_json::Value;
 
+use super::all_are;
 use crate::{
     kube::{
         cluster::Cluster,
@@ -44,13 +45,13 @@ pub async fn run(report: &Report, cluster: &Cluster) -> Result<Times> {
     objects::create(&cluster.kubectl, SUITE, &objects).await?;
     let bound = report
         .step("50 claims are Bound", async {
-            count(cluster, "pvc", "Bound").await?;
+            all_are(cluster, "pvc", "Bound", LIMIT).await?;
             Ok(start.elapsed())
         })
         .await?;
     let running = report
         .step("50 pods run", async {
-            count(cluster, "pods", "Running").await?;
+            all_are(cluster, "pods", "Running", LIMIT).await?;
             Ok(start.elapsed())
         })
         .await?;
@@ -98,18 +99,4 @@ pub async fn run(report: &Report, cluster: &Cluster) -> Result<Times> {
         seconds(times.gone)
     ));
     Ok(times)
-}
-
-async fn count(cluster: &Cluster, what: &str, phase: &str) -> Result<()> {
-    wait::until(&format!("{COUNT} {what} are {phase}"), LIMIT, async || {
-        let all = cluster.kubectl.list(&[what]).await?;
-        let there = all
-            .iter()
-            .filter(|object| object["status"]["phase"] == phase)
-            .count();
-        ensure!(there == COUNT, "{there} of {COUNT} are {phase}");
-        Ok(true)
-    })
-    .await
-    .map(drop)
 }

@@ -21,7 +21,7 @@ pub mod statics;
 pub mod topology;
 pub mod upgrade;
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
@@ -288,6 +288,12 @@ async fn by_hand(report: &Report, cluster: &Cluster) -> Result<()> {
             }
         }
     }
+}
+
+/// Waits until every object of a kind is in a phase.
+async fn all_are(cluster: &Cluster, kind: &str, phase: &str, limit: Duration) -> Result<()> {
+    let condition = format!("jsonpath={{.status.phase}}={phase}");
+    cluster.kubectl.wait(&[kind, "--all"], &condition, limit).await
 }
 
 /// Mends what a failed suite left cut, and deletes what it left in the cluster.

@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use super::all_are;
 use crate::{
     kube::{
         cluster::{Cluster, NAMESPACE},
@@ -83,36 +84,16 @@ async fn leader(cluster: &Cluster) -> Result<()> {
             "--force",
         ])
         .await?;
-    bound(cluster, CLAIMS).await?;
-    let volumes = cluster
-        .lab
-        .array()
-        .shell(&format!(
-            "find {} -name '*.json' -path '*volumes*' | wc -l",
-            array::STATE
-        ))
-        .await?;
-    let there = cluster.kubectl.list(&["pv"]).await?.len();
-    ensure!(there == CLAIMS, "{there} PersistentVolumes");
+    all_are(cluster, "pvc", "Bound", BOUND_LIMIT).await?;
+    let (made, there) = (
+        array::volumes(cluster.lab.array()).await?,
+        cluster.kubectl.list(&["pv"]).await?.len(),
+    );
     ensure!(
-        volumes == CLAIMS.to_string() || volumes == "0",
-        "{volumes} volumes on the array"
+        (made, there) == (CLAIMS, CLAIMS),
+        "{made} volumes on the array, {there} PersistentVolumes"
     );
     Ok(())
-}
-
-async fn bound(cluster: &Cluster, count: usize) -> Result<()> {
-    wait::until(&format!("{count} claims are Bound"), BOUND_LIMIT, async || {
-        let claims = cluster.kubectl.list(&["pvc"]).await?;
-        let bound = claims
-            .iter()
-            .filter(|claim| claim["status"]["phase"] == "Bound")
-            .count();
-        ensure!(bound == count, "{bound} of {count} are Bound");
-        Ok(true)
-    })
-    .await
-    .map(drop)
 }
 
 async fn delete_claims(cluster: &Cluster) -> Result<()> {
@@ -143,7 +124,7 @@ async fn gateway(cluster: &Cluster) -> Result<()> {
     )
     .await?;
     array::spawn_gateway(&cluster.lab).await?;
-    bound(cluster, 1).await
+    all_are(cluster, "pvc", "Bound", BOUND_LIMIT).await
 }
 
 async fn api(cluster: &Cluster) -> Result<()> {
