@@ -1,19 +1,26 @@
-//! The cluster: is the driver on its nodes, has each an initiator name of its own, and may these credentials look?
+//! The cluster: is the driver on its nodes, has each an initiator name of its own, and has the driver its rights?
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::storage::v1::CSINode;
 use kube::{Api, Client, api::ListParams};
 
-use super::Finding;
+use super::{Finding, rights};
 use crate::{DRIVER_NAME, codes::chain, ids::NodeId};
 
-/// Everything about the cluster that the environment names (a pod's service account, or a kubeconfig file).
-pub(super) async fn check() -> Vec<Finding> {
+/// Everything about the cluster that the environment names (a pod's service account, or a kubeconfig file); `namespace` is the
+/// release's.
+pub(super) async fn check(namespace: &str) -> Vec<Finding> {
     let client = match Client::try_default().await {
         Ok(client) => client,
         Err(error) => return vec![Finding::failure("cluster", chain(&error))],
     };
+    let mut all = nodes(client.clone()).await;
+    all.extend(rights::check(&client, namespace).await);
+    all
+}
+
+async fn nodes(client: Client) -> Vec<Finding> {
     let nodes: Api<CSINode> = Api::all(client);
     match nodes.list(&ListParams::default()).await {
         Ok(list) => {

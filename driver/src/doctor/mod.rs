@@ -4,6 +4,7 @@
 
 mod cluster;
 pub mod host;
+mod rights;
 mod run;
 mod service;
 

@@ -24,6 +24,12 @@ pub struct Args {
     /// Also checks the cluster that the environment names.
     #[arg(long)]
     pub cluster: bool,
+    /// The release's namespace in that cluster.
+    #[arg(long, default_value = "storagelink-csi")]
+    pub namespace: String,
+    /// Leaves this host out: for a workstation that has no volumes.
+    #[arg(long)]
+    pub no_host: bool,
 }
 
 /// Looks at everything. The exit code says whether volumes can work: 0, or 1.
@@ -36,15 +42,24 @@ pub async fn run(args: Args) -> ExitCode {
         initiator_name_file: args.initiator_name_file,
         iscsid: Iscsid::OfHost,
     };
-    let programs = HostPrograms::find(places.host_root.as_deref(), places.iscsid);
-    let mut all = host::check(&places, &programs);
+    let mut all = Vec::new();
+    if !args.no_host {
+        let programs = HostPrograms::find(places.host_root.as_deref(), places.iscsid);
+        all = host::check(&places, &programs);
+    }
     match args.config.map(|path| Config::load(&path)) {
         Some(Ok(config)) => all.extend(service::check(config).await),
         Some(Err(error)) => all.push(Finding::failure("configuration", chain(&error))),
         None => {}
     }
     if args.cluster {
-        all.extend(cluster::check().await);
+        all.extend(cluster::check(&args.namespace).await);
+    }
+    if all.is_empty() {
+        all.push(Finding::failure(
+            "arguments",
+            "--no-host leaves nothing to look at: add --config or --cluster",
+        ));
     }
     for finding in &all {
         println!("{finding}");

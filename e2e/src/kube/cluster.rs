@@ -201,6 +201,14 @@ impl Cluster {
         .map(drop)
     }
 
+    /// `helm uninstall`; returns once nothing of the product runs.
+    pub async fn uninstall(&self) -> Result<()> {
+        self.helm(&["uninstall", RELEASE, "--wait", "--timeout=280s"], &Value::Null)
+            .await?;
+        // helm does not wait for pods.
+        self.kubectl.delete(&["-n", NAMESPACE, "pods", "--all"]).await
+    }
+
     /// Waits until one replica of each sidecar leads; a sidecar's container is Ready long before.
     pub async fn sidecars_lead(&self) -> Result<()> {
         wait::until("every sidecar has a leader", HELM_LIMIT, async || {

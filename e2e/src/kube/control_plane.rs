@@ -6,6 +6,7 @@
 use std::{
     collections::HashMap,
     fs,
+    ops::Range,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -36,6 +37,8 @@ pub struct ControlPlane {
     binaries: Binaries,
     api: Mutex<Child>,
     others: Vec<Child>,
+    /// Parts of the audit log, in bytes: see [`ControlPlane::without_roles`].
+    without_roles: Mutex<Vec<Range<usize>>>,
 }
 
 impl ControlPlane {
@@ -81,6 +84,7 @@ impl ControlPlane {
             binaries: binaries.clone(),
             api: Mutex::new(api),
             others: vec![etcd],
+            without_roles: Mutex::default(),
         };
         control.ready().await?;
         // They exit when RBAC is not there yet, or the definitions of what they control, so only now.
@@ -199,13 +203,35 @@ impl ControlPlane {
 
     /// The API server comes back.
     pub async fn restart_api(&self) -> Result<()> {
-        *self.api.lock().await = api_server(&self.binaries, &self.directory)?;
-        self.ready().await
+        // It answers before it is ready, which is before it has read the roles: what it denies until then says nothing of them.
+        self.without_roles(async {
+            *self.api.lock().await = api_server(&self.binaries, &self.directory)?;
+            self.ready().await
+        })
+        .await
+    }
+
+    /// Does something during which roles are not in force; what is denied then is not in [`ControlPlane::audit_with_roles`].
+    pub async fn without_roles<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let begin = self.audit()?.len();
+        let outcome = work.await;
+        let mut parts = self.without_roles.lock().await;
+        parts.push(begin..self.audit()?.len());
+        outcome
     }
 
     /// The audit log: a JSON object a line.
     pub fn audit(&self) -> Result<String> {
         fs::read_to_string(self.directory.join("audit.log")).context("read the audit log")
+    }
+
+    /// The audit log of the times when the roles were in force.
+    pub async fn audit_with_roles(&self) -> Result<String> {
+        let mut log = self.audit()?;
+        for part in self.without_roles.lock().await.iter().rev() {
+            log.drain(part.clone());
+        }
+        Ok(log)
     }
 }
 

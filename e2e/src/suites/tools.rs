@@ -54,7 +54,7 @@ pub async fn run(report: &Report, cluster: &mut Cluster) -> Result<()> {
         .await?;
     report
         .step(
-            "doctor finds nothing on this node, and names an iscsid that does not run",
+            "doctor finds this node, the service and its portals good, and names an iscsid that does not run",
             doctor(cluster),
         )
         .await
@@ -64,8 +64,21 @@ pub async fn run(report: &Report, cluster: &mut Cluster) -> Result<()> {
 async fn doctor(cluster: &Cluster) -> Result<()> {
     let guest = cluster.guest(NODE);
     let program = cluster.lab.program("storagelink-csi");
-    let all = guest.exec(&[&program, "doctor"]).await?;
+    let argv = [
+        &program,
+        "doctor",
+        "--config",
+        "/etc/storagelink-csi/controller.toml",
+    ];
+    let all = guest.exec(&argv).await?;
     ensure!(!all.contains("FAIL") && all.contains("iscsid: runs"), "{all}");
+    let portals = all
+        .lines()
+        .filter(|line| line.contains("portal ") && line.ends_with("answers"));
+    ensure!(
+        all.contains("takes the credentials") && portals.count() == 2,
+        "{all}"
+    );
     guest
         .kill("iscsid", nix::sys::signal::Signal::SIGKILL as i32)
         .await?;

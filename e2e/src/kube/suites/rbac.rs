@@ -1,13 +1,17 @@
 //! What the driver's accounts asked of the API server during the whole run, against what they are granted: nothing they
 //! asked for was denied, and nothing is granted that nobody uses without a reason.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::{
     kube::cluster::{Cluster, NAMESPACE},
+    programs,
     report::Report,
 };
 
@@ -18,12 +22,13 @@ const UNUSED: &str = "storagelink.io/unused-rights";
 /// One request or right: account, verb, resource with its group.
 type Right = (String, String, String);
 
-/// Runs both steps.
+/// Runs all steps.
 pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     let audit = requests(&cluster.control.audit()?)?;
     drop(
         report
             .step("no request of the driver's accounts was denied", async {
+                let audit = requests(&cluster.control.audit_with_roles().await?)?;
                 ensure!(!audit.is_empty(), "the audit log has no request of the driver");
                 let denied: BTreeSet<&Right> = audit
                     .iter()
@@ -48,7 +53,66 @@ pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
             ensure!(unused.is_empty(), "granted and not used: {unused:?}");
             Ok(())
         })
+        .await?;
+    report
+        .step(
+            "doctor finds nodes and rights good, and names a right that is taken away",
+            cluster.control.without_roles(doctors(cluster)),
+        )
         .await
+}
+
+/// The pre-flight check of the cluster, by its administrator and in a node's plugin.
+async fn doctors(cluster: &Cluster) -> Result<()> {
+    let in_plugin = [
+        "-n",
+        NAMESPACE,
+        "exec",
+        "daemonset/storagelink-csi-node",
+        "--",
+        "storagelink-csi",
+        "doctor",
+        "--host-root",
+        "/host",
+        "--initiator-name-file",
+        "/host/etc/iscsi/initiatorname.iscsi",
+    ];
+    let host = cluster.kubectl.run(&in_plugin).await?;
+    ensure!(
+        host.contains("ok    iscsid: runs") && !host.contains("FAIL"),
+        "in a plugin: {host}"
+    );
+    let (exit, all) = doctor(cluster).await?;
+    ensure!(
+        exit == 0 && all.contains("registered on all 2") && all.contains("/storagelink-csi-node: has the"),
+        "{all}"
+    );
+    cluster
+        .kubectl
+        .delete(&["clusterrolebinding", "storagelink-csi-node"])
+        .await?;
+    let without = doctor(cluster).await;
+    cluster.install(&cluster.values()).await?;
+    let (exit, all) = without?;
+    ensure!(
+        exit == 1 && all.contains("may not create events.events.k8s.io, get persistentvolumes, list pods"),
+        "{all}"
+    );
+    let (exit, all) = doctor(cluster).await?;
+    ensure!(exit == 0, "after helm upgrade: {all}");
+    Ok(())
+}
+
+/// `storagelink-csi doctor` on a workstation with the administrator's credentials: its exit code and what it prints.
+async fn doctor(cluster: &Cluster) -> Result<(i32, String)> {
+    let program = cluster.lab.program("storagelink-csi");
+    let argv = [program.as_str(), "doctor", "--no-host", "--cluster"];
+    let kubeconfig = cluster.kubectl.kubeconfig().display().to_string();
+    let env = HashMap::from([("KUBECONFIG".to_owned(), kubeconfig)]);
+    let done = programs::run(&argv, &env, &[], Duration::from_secs(60))
+        .await
+        .context("run doctor")?;
+    Ok((done.exit, String::from_utf8_lossy(&done.stdout).into_owned()))
 }
 
 /// Every request in the audit log with its status code.

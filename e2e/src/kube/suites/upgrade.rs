@@ -1,4 +1,4 @@
-//! The driver goes and comes under load: killed, upgraded to another image, and the kubelet restarted. I/O goes on and
+//! The driver goes and comes under load: killed, upgraded to another image, uninstalled, and the kubelet restarted. I/O goes on and
 //! nothing is mounted again.
 
 use std::time::Duration;
@@ -86,6 +86,19 @@ pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
                 .await?;
             unchanged(cluster, &writers, &mounts).await
         })
+        .await?;
+    report
+        .step(
+            "helm uninstall and install again: I/O goes on all the time",
+            async {
+                // The sidecars ask for their leases until they have ended; their right to goes with the release.
+                cluster.control.without_roles(cluster.uninstall()).await?;
+                unchanged(cluster, &writers, &mounts).await?;
+                cluster.install(&cluster.values()).await?;
+                cluster.sidecars_lead().await?;
+                unchanged(cluster, &writers, &mounts).await
+            },
+        )
         .await?;
     report
         .step(
