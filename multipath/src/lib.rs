@@ -5,6 +5,7 @@
 //! - [`host`]: the seam to the kernel, a real side and a simulated one;
 //! - [`worker`]: the threads on which blocking kernel calls live;
 //! - [`scsi_device`]: one SCSI disk: find, scan, delete;
+//! - [`iscsi_session`]: the session that a disk came by, as sysfs shows it;
 //! - [`engine`]: prove a path, build, extend, resize, watch and remove a map.
 //!
 //! It owns only maps whose uuid starts with [`names::UUID_PREFIX`] and must never touch another, never scan more than one
@@ -13,6 +14,7 @@
 pub mod engine;
 pub mod hctl;
 pub mod host;
+pub mod iscsi_session;
 pub mod names;
 pub mod scsi_device;
 pub mod sense;

@@ -1,6 +1,7 @@
 //! The engine on the simulated kernel when calls fail, hang or are cut short.
 
 use super::{tests::*, *};
+use crate::host::sim::SimKernel;
 
 /// Enough for a look of the monitor and what it starts.
 const LOOKS: Duration = Duration::from_millis(800);
@@ -233,4 +234,62 @@ async fn a_path_whose_disk_is_gone_is_failed() {
             .any(|path| path.device_state == "gone" && !path.active)
     })
     .await;
+}
+
+#[tokio::test]
+async fn the_connection_of_a_portal_that_does_not_answer_is_ended_and_its_paths_come_back() {
+    for fault in [SimKernel::silence, SimKernel::unplug] {
+        let lab = lab(2).await;
+        lab.engine.build(spec(), lab.proven().await).await.unwrap();
+        fault(&lab.kernel, lab.sessions[0]);
+        lab.watch("the path of the dead connection is out", |map| {
+            map.paths().filter(|path| path.is_usable()).count() == 1
+        })
+        .await;
+        lab.kernel.heal(lab.sessions[0]);
+        lab.watch("both paths are active", |map| {
+            map.paths().all(PathView::is_usable)
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_connection_is_not_ended_that_carries_the_last_path_or_what_is_not_ours() {
+    // Both portals are silent: it may be this host that is slow.
+    let both = lab(2).await;
+    both.engine.build(spec(), both.proven().await).await.unwrap();
+    both.sessions
+        .iter()
+        .for_each(|session| both.kernel.silence(*session));
+
+    // The other path is failed already.
+    let last = lab(2).await;
+    let map = last.engine.build(spec(), last.proven().await).await.unwrap();
+    let failed = map.paths().next().unwrap().devno;
+    let dm = last.kernel.host().dm;
+    last.kernel.cut(last.sessions[0], "transport-offline");
+    last.kernel.silence(last.sessions[1]);
+    assert!(dm.message(&map.name, &format!("fail_path {failed}")).is_ok());
+
+    // A disk of the session is in no map of ours.
+    let shared = lab(2).await;
+    shared.engine.build(spec(), shared.proven().await).await.unwrap();
+    shared.kernel.set_lun(TARGET, 99, &other(), GIB);
+    let foreign = Hctl {
+        lun: 99,
+        ..hctl(shared.sessions[0])
+    };
+    scsi_device::scan(&shared.kernel.host(), &foreign, SHORT)
+        .await
+        .unwrap();
+    shared.kernel.silence(shared.sessions[0]);
+
+    for (lab, usable) in [(both, 2), (last, 1), (shared, 2)] {
+        lab.engine.monitor(tokio::time::sleep(LOOKS)).await;
+        assert_eq!(
+            lab.map().await.paths().filter(|path| path.is_usable()).count(),
+            usable
+        );
+    }
 }

@@ -5,12 +5,13 @@
 //! volume's lock is held until the thread that works on it has really ended.
 
 mod build;
+mod connections;
 mod error;
+mod kernel_events;
 mod monitor;
 mod no_path;
 mod notice;
 mod remove;
-mod uevent;
 mod view;
 
 use std::{

@@ -14,7 +14,9 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Engine, KERNEL_DEADLINE, Map, PathView, ProveError, ViewError, full, uevent::Uevents, view};
+use super::{
+    Engine, KERNEL_DEADLINE, Map, PathView, ProveError, ViewError, full, kernel_events::KernelEvents, view,
+};
 use crate::{Hctl, Host, Wwid, host::DevNo, worker};
 
 /// How often the devices of paths that are not well are looked at.
@@ -79,9 +81,16 @@ impl Drop for Busy {
 }
 
 impl Engine {
-    /// Watches until `stop` is done.
+    /// Watches until `stop` is done: the maps, and the connections that their paths depend on.
     pub async fn monitor(&self, stop: impl Future<Output = ()> + Send) {
-        let uevents = match Uevents::open() {
+        tokio::select! {
+            () = self.watch_connections() => {}
+            () = self.watch_maps(stop) => {}
+        }
+    }
+
+    async fn watch_maps(&self, stop: impl Future<Output = ()> + Send) {
+        let uevents = match KernelEvents::of_devices() {
             Ok(uevents) => Some(uevents),
             Err(error) => {
                 tracing::warn!(%error, "no kernel events here: paths are looked at on a timer only");

@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::{
     Host, Wwid,
     host::{DevNo, DmError, DmInfo},
-    names, scsi_device,
+    iscsi_session, names, scsi_device,
     status::{GroupState, MultipathStatus},
     table::MultipathTable,
 };
@@ -72,6 +72,8 @@ pub struct PathView {
     pub device_state: String,
     /// iSCSI: address and port of the portal; otherwise empty.
     pub portal: String,
+    /// iSCSI: number of the session that the disk came by.
+    pub session: Option<u32>,
     /// Read requests completed since the disk appeared.
     pub reads: u64,
     /// Write requests completed since the disk appeared.
@@ -193,6 +195,7 @@ fn map(host: &Host, info: DmInfo) -> Result<Option<Map>, DmError> {
 fn path(host: &Host, devno: DevNo, active: bool, fail_count: u32) -> PathView {
     let disk = scsi_device::find_by_devno(host, devno);
     let (reads, writes) = disk.as_ref().map_or((0, 0), |disk| completed(host, &disk.name));
+    let session = disk.as_ref().and_then(|disk| iscsi_session::of_disk(host, disk));
     PathView {
         devno,
         name: disk.as_ref().map(|disk| disk.name.clone()).unwrap_or_default(),
@@ -202,10 +205,10 @@ fn path(host: &Host, devno: DevNo, active: bool, fail_count: u32) -> PathView {
             .unwrap_or_default(),
         active,
         fail_count,
-        portal: disk
-            .as_ref()
-            .and_then(|disk| portal(host, disk))
+        portal: session
+            .and_then(|session| iscsi_session::portal(host, session))
             .unwrap_or_default(),
+        session,
         device_state: disk.map_or_else(|| "gone".to_owned(), |disk| disk.state),
         reads,
         writes,
@@ -223,26 +226,4 @@ fn completed(host: &Host, disk: &str) -> (u64, u64) {
         fields.first().copied().unwrap_or(0),
         fields.get(4).copied().unwrap_or(0),
     )
-}
-
-/// The portal of the iSCSI session that a disk came by.
-fn portal(host: &Host, disk: &scsi_device::ScsiDisk) -> Option<String> {
-    let device = host
-        .sysfs
-        .canonical(&format!("class/scsi_device/{}/device", disk.hctl))
-        .ok()?;
-    let session: u32 = device
-        .split('/')
-        .find_map(|part| part.strip_prefix("session")?.parse().ok())?;
-    let connection = format!("class/iscsi_connection/connection{session}:0");
-    let address = host
-        .sysfs
-        .read(&format!("{connection}/persistent_address"))
-        .ok()?;
-    let port = host.sysfs.read(&format!("{connection}/persistent_port")).ok()?;
-    Some(if address.contains(':') {
-        format!("[{address}]:{port}")
-    } else {
-        format!("{address}:{port}")
-    })
 }

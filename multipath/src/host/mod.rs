@@ -1,10 +1,16 @@
-//! The seam to the host's kernel: device-mapper, SCSI generic, sysfs and block devices, each as a small trait.
+//! The seam to the host's kernel: device-mapper, SCSI generic, sysfs, block devices and TCP connections, each as a small trait.
 //!
 //! Everything here is *blocking*: a call may sleep for as long as a dead path pleases (an SG_IO to a blocked device
 //! ignores its own timeout and SIGKILL). Call it only through [`crate::worker`], never on an async worker thread.
 //! The real side lives in [`kernel`], the simulated one in [`sim`] (feature `sim`).
 
-use std::{fmt, io, str::FromStr, sync::Arc};
+use std::{
+    fmt, io,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::sense::Sense;
 
@@ -222,6 +228,47 @@ pub trait BlockDevices: Send + Sync {
     fn read_at(&self, devno: DevNo, kernel_name: &str, offset: u64, length: usize) -> io::Result<Vec<u8>>;
 }
 
+/// One TCP connection of the host's network namespace, as the kernel knows it among all that ever were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Connection {
+    /// Address and port of this host.
+    pub local: SocketAddr,
+    /// Address and port of the other end.
+    pub peer: SocketAddr,
+    /// The kernel's own number of the socket (`sock_gen_cookie`): never used twice.
+    pub cookie: u64,
+}
+
+/// What TCP knows of a connection's other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answers {
+    /// How often in a row the oldest unacknowledged segment was sent again (`tcpi_retransmits`).
+    pub retransmits: u8,
+    /// Time since the other end acknowledged anything (`tcpi_last_ack_recv`).
+    pub last: Duration,
+}
+
+/// An address of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// Its interface is up and has carrier (`IFF_RUNNING`).
+    pub carrier: bool,
+}
+
+/// TCP connections, and the links below them. None of this waits for another host.
+pub trait Network: Send + Sync {
+    /// Established connections to this port, anywhere.
+    fn connections(&self, peer_port: u16) -> io::Result<Vec<Connection>>;
+    /// How the other end of a connection answers; `None` when the connection is no longer established.
+    fn answers(&self, connection: &Connection) -> io::Result<Option<Answers>>;
+    /// Ends a connection at once, as a reset from the other end would (`SOCK_DESTROY`); one that is gone is success.
+    fn destroy(&self, connection: &Connection) -> io::Result<()>;
+    /// All addresses of this host.
+    fn local_addresses(&self) -> io::Result<Vec<LocalAddress>>;
+}
+
 /// The host's kernel, as far as multipathing needs it.
 #[derive(Clone)]
 pub struct Host {
@@ -233,4 +280,6 @@ pub struct Host {
     pub sysfs: Arc<dyn Sysfs>,
     /// Block devices.
     pub block: Arc<dyn BlockDevices>,
+    /// TCP connections and links.
+    pub network: Arc<dyn Network>,
 }

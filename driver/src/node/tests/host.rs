@@ -121,6 +121,7 @@ pub(super) fn fused(kernel: &SimKernel, content: &Content, fuse: &Fuse) -> Host 
         scsi: all.clone(),
         sysfs: all.clone(),
         block: all,
+        network: kernel.host().network,
     }
 }
 

@@ -117,6 +117,7 @@ mod tests {
             fail_count: u32::from(!active),
             device_state: if active { "running" } else { "transport-offline" }.to_owned(),
             portal: format!("198.18.{}.1:3260", minor / 16),
+            session: Some(1 + minor / 16),
             reads: 10,
             writes: 200,
         };

@@ -3,6 +3,8 @@
 mod block;
 mod dm;
 mod dm_ioctl;
+mod inet_diag;
+mod network;
 mod scsi;
 mod sysfs;
 
@@ -10,6 +12,7 @@ use std::{path::PathBuf, sync::Arc};
 
 pub use block::KernelBlockDevices;
 pub use dm::KernelDeviceMapper;
+pub use network::KernelNetwork;
 pub use scsi::KernelScsi;
 pub use sysfs::KernelSysfs;
 
@@ -25,6 +28,7 @@ impl Host {
             scsi: Arc::new(KernelScsi::new(block.clone())),
             sysfs: Arc::new(KernelSysfs::new("/sys")),
             block,
+            network: Arc::new(KernelNetwork),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! map suspended, a LUN whose backing changed still shows its old size. It never touches the machine it runs on.
 
 mod dm;
+mod network;
 mod scsi;
 mod sysfs;
 
@@ -32,6 +33,12 @@ struct Session {
     address: String,
     port: u16,
     state: &'static str,
+    /// How often it was logged in.
+    logins: u32,
+    /// Its other end does not answer.
+    silent: bool,
+    /// Its interface has no carrier.
+    unplugged: bool,
 }
 
 /// A SCSI disk of the simulated host.
@@ -171,6 +178,7 @@ impl SimKernel {
             scsi: Arc::new(self.clone()),
             sysfs: Arc::new(self.clone()),
             block: Arc::new(self.clone()),
+            network: Arc::new(self.clone()),
         }
     }
 
@@ -233,6 +241,9 @@ impl SimKernel {
             address: address.to_owned(),
             port,
             state: "LOGGED_IN",
+            logins: 1,
+            silent: false,
+            unplugged: false,
         };
         state.sessions.insert(id, session);
         id
@@ -308,6 +319,8 @@ impl SimKernel {
         let mut state = self.state();
         if let Some(session) = state.sessions.get_mut(&session) {
             session.state = "LOGGED_IN";
+            session.logins += 1;
+            (session.silent, session.unplugged) = (false, false);
         }
         for (hctl, disk) in &mut state.disks {
             if hctl.host == session {

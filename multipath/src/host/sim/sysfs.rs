@@ -65,6 +65,11 @@ impl State {
                     _ => None,
                 }
             }
+            ["class", "iscsi_host", host, "ipaddress"] => {
+                let id = host.strip_prefix("host")?.parse().ok()?;
+                self.sessions.get(&id)?;
+                Some(super::network::local_address(id).to_string())
+            }
             ["class", "iscsi_connection", connection, attribute] => {
                 let id = connection.strip_prefix("connection")?.strip_suffix(":0")?;
                 let session = self.sessions.get(&id.parse().ok()?)?;

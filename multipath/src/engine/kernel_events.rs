@@ -1,0 +1,157 @@
+//! What the kernel tells by netlink multicast, as a wake-up: something happened to a device-mapper device, a disk or an iSCSI session; a
+//! link lost its carrier.
+//!
+//! Only says that it is time to look; what happened is then read from the kernel. A lost event (the socket's buffer overran) is a wake-up too.
+
+#![allow(unsafe_code)]
+
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+};
+
+use nix::{
+    libc::{IFF_RUNNING, RTM_NEWLINK},
+    sys::socket::{
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
+    },
+};
+use tokio::io::unix::AsyncFd;
+
+/// Multicast group of the kernel's own uevents; 2 is udev's (lib/kobject_uevent.c).
+const UEVENTS: u32 = 1;
+/// `RTMGRP_LINK` (include/uapi/linux/rtnetlink.h).
+const LINKS: u32 = 1;
+
+/// What in a uevent concerns paths.
+const OF_INTEREST: [&[u8]; 4] = [
+    b"DM_ACTION=",
+    b"SDEV_UA=",
+    b"SUBSYSTEM=iscsi_",
+    b"DEVTYPE=scsi_device",
+];
+
+/// A listener.
+pub(super) struct KernelEvents {
+    socket: AsyncFd<OwnedFd>,
+    of_interest: fn(&[u8]) -> bool,
+}
+
+impl KernelEvents {
+    /// Hears of uevents that concern paths from now on. Fails where netlink is not to be had.
+    pub(super) fn of_devices() -> io::Result<Self> {
+        Self::open(SockProtocol::NetlinkKObjectUEvent, UEVENTS, concerns_paths)
+    }
+
+    /// Hears of links that have no carrier from now on, whatever changed of them.
+    pub(super) fn of_links() -> io::Result<Self> {
+        Self::open(SockProtocol::NetlinkRoute, LINKS, link_without_carrier)
+    }
+
+    fn open(protocol: SockProtocol, group: u32, of_interest: fn(&[u8]) -> bool) -> io::Result<Self> {
+        let fd = socket(
+            AddressFamily::Netlink,
+            SockType::Datagram,
+            SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
+            protocol,
+        )?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, group))?;
+        // SAFETY: the OwnedFd moves into the AsyncFd, which closes it only after it took it off the poller.
+        let socket = unsafe { AsyncFd::register(fd) }?;
+        Ok(Self { socket, of_interest })
+    }
+
+    /// Waits for an event of interest; those that are there already count as one.
+    pub(super) async fn next(&self) -> io::Result<()> {
+        let mut buffer = [0u8; 8192];
+        loop {
+            let mut ready = self.socket.readable().await?;
+            let mut of_interest = false;
+            loop {
+                match recv(ready.get_inner().as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                    Ok(length) => of_interest |= (self.of_interest)(&buffer[..length]),
+                    Err(nix::errno::Errno::EAGAIN) => {
+                        ready.clear_ready();
+                        break;
+                    }
+                    // The kernel had to drop events: what they said has to be read from the devices.
+                    Err(nix::errno::Errno::ENOBUFS) => of_interest = true,
+                    Err(nix::errno::Errno::EINTR) => {}
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+            if of_interest {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn concerns_paths(event: &[u8]) -> bool {
+    OF_INTEREST
+        .iter()
+        .any(|mark| event.windows(mark.len()).any(|part| part == *mark))
+}
+
+/// `struct nlmsghdr` (16 bytes; length first, type at 4), `struct ifinfomsg` (flags at 8), per message.
+fn link_without_carrier(mut messages: &[u8]) -> bool {
+    let word = |data: &[u8], at: usize| {
+        let word = data.get(at..at + 4).and_then(|word| word.try_into().ok());
+        word.map(u32::from_ne_bytes)
+    };
+    while let Some(length) = word(messages, 0).and_then(|length| usize::try_from(length).ok()) {
+        if length < 16 || length > messages.len() {
+            return false;
+        }
+        let kind = u16::from_ne_bytes([messages[4], messages[5]]);
+        let flags = word(&messages[16..length], 8);
+        let running = |flags: u32| flags & IFF_RUNNING.cast_unsigned() != 0;
+        if kind == RTM_NEWLINK && flags.is_some_and(|flags| !running(flags)) {
+            return true;
+        }
+        messages = &messages[length.next_multiple_of(4).min(messages.len())..];
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_failed_path_wakes_and_a_network_card_does_not() {
+        let path = b"change@/devices/virtual/block/dm-0\0ACTION=change\0DM_ACTION=PATH_FAILED\0DM_PATH=8:0\0";
+        assert!(concerns_paths(path));
+        assert!(!concerns_paths(
+            b"add@/devices/virtual/net/veth0\0ACTION=add\0SUBSYSTEM=net\0"
+        ));
+    }
+
+    fn link(kind: u16, flags: i32) -> Vec<u8> {
+        let mut message = 32u32.to_ne_bytes().to_vec();
+        message.extend(kind.to_ne_bytes());
+        message.extend([0; 10]);
+        message.extend([0; 8]);
+        message.extend(flags.to_ne_bytes());
+        message.extend([0; 4]);
+        message
+    }
+
+    #[test]
+    fn a_link_without_carrier_wakes_and_one_with_it_does_not() {
+        let up = link(RTM_NEWLINK, IFF_RUNNING | nix::libc::IFF_UP);
+        let down = link(RTM_NEWLINK, nix::libc::IFF_UP);
+        assert!(!link_without_carrier(&up));
+        assert!(link_without_carrier(&down));
+        assert!(link_without_carrier(&[up, down].concat()), "the second of two");
+        assert!(!link_without_carrier(&link(nix::libc::RTM_DELLINK, 0)));
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_wakes_or_does_not(message in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let _ = link_without_carrier(&message);
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! iSCSI sessions as sysfs shows them. Reads only.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::{Hctl, Host, ScsiDisk};
+
+/// Numbers of all sessions that are logged in, by their number.
+#[must_use]
+pub fn logged_in(host: &Host) -> Vec<u32> {
+    let names = host.sysfs.list("class/iscsi_session").unwrap_or_default();
+    let logged_in = |session: &u32| {
+        let state = host
+            .sysfs
+            .read(&format!("class/iscsi_session/session{session}/state"));
+        state.is_ok_and(|state| state == "LOGGED_IN")
+    };
+    names
+        .iter()
+        .filter_map(|name| name.strip_prefix("session")?.parse().ok())
+        .filter(logged_in)
+        .collect()
+}
+
+/// The session that a disk came by; `None` for other transports.
+#[must_use]
+pub fn of_disk(host: &Host, disk: &ScsiDisk) -> Option<u32> {
+    let device = host
+        .sysfs
+        .canonical(&format!("class/scsi_device/{}/device", disk.hctl))
+        .ok()?;
+    device
+        .split('/')
+        .find_map(|part| part.strip_prefix("session")?.parse().ok())
+}
+
+/// The addresses of all SCSI devices of a session: with iscsi_tcp it has a SCSI host of its own.
+#[must_use]
+pub fn devices(host: &Host, session: u32) -> Vec<Hctl> {
+    let number = || {
+        let directory = host
+            .sysfs
+            .canonical(&format!("class/iscsi_session/session{session}"))
+            .ok()?;
+        directory
+            .split('/')
+            .find_map(|part| part.strip_prefix("host")?.parse::<u32>().ok())
+    };
+    let Some(number) = number() else {
+        return Vec::new();
+    };
+    let all = host.sysfs.list("class/scsi_device").unwrap_or_default();
+    all.iter()
+        .filter_map(|name| name.parse::<Hctl>().ok())
+        .filter(|hctl| hctl.host == number)
+        .collect()
+}
+
+/// Address and port of the portal that a session was made to.
+#[must_use]
+pub fn portal(host: &Host, session: u32) -> Option<String> {
+    let connection = format!("class/iscsi_connection/connection{session}:0");
+    let address = host
+        .sysfs
+        .read(&format!("{connection}/persistent_address"))
+        .ok()?;
+    let port = host.sysfs.read(&format!("{connection}/persistent_port")).ok()?;
+    Some(if address.contains(':') {
+        format!("[{address}]:{port}")
+    } else {
+        format!("{address}:{port}")
+    })
+}
+
+/// The two ends of a session's connection now: this host's address, and address and port of the target's. The kernel knows them
+/// only while it is logged in (drivers/scsi/iscsi_tcp.c, iscsi_sw_tcp_conn_get_param and iscsi_sw_tcp_host_get_param).
+#[must_use]
+pub fn ends(host: &Host, session: u32) -> Option<(IpAddr, SocketAddr)> {
+    let read = |path: String| host.sysfs.read(&path).ok();
+    let connection = format!("class/iscsi_connection/connection{session}:0");
+    let peer: IpAddr = read(format!("{connection}/address"))?.parse().ok()?;
+    let port: u16 = read(format!("{connection}/port"))?.parse().ok()?;
+    let scsi_host = {
+        let directory = host
+            .sysfs
+            .canonical(&format!("class/iscsi_session/session{session}"));
+        directory
+            .ok()?
+            .split('/')
+            .find(|part| part.starts_with("host"))?
+            .to_owned()
+    };
+    let local: IpAddr = read(format!("class/iscsi_host/{scsi_host}/ipaddress"))?
+        .parse()
+        .ok()?;
+    Some((local, SocketAddr::new(peer, port)))
+}
