@@ -210,10 +210,14 @@ async fn write_on_both(cluster: &Cluster, volume: &Volume) -> Result<Writer> {
     Ok(writer)
 }
 
-async fn cut(cluster: &Cluster, volume: &Volume, writer: &Writer) -> Result<()> {
+/// Waits until writes go on and none goes to this portal.
+pub(super) async fn writes_avoid(
+    cluster: &Cluster,
+    volume: &Volume,
+    writer: &Writer,
+    portal: &str,
+) -> Result<()> {
     let guest = cluster.guest(NODE);
-    guest.cut(Fabric::A).await?;
-    let dead = cluster.lab.array().address(Fabric::A);
     wait::until(
         "the dead path is out and writes go on",
         Duration::from_secs(60),
@@ -225,10 +229,18 @@ async fn cut(cluster: &Cluster, volume: &Volume, writer: &Writer) -> Result<()> 
             Ok(writer.acknowledged(guest).await?.len() > acknowledged
                 && shares
                     .iter()
-                    .all(|(path, requests, _)| path.portal != dead || *requests == 0))
+                    .all(|(path, requests, _)| path.portal != portal || *requests == 0))
         },
     )
-    .await?;
+    .await
+    .map(drop)
+}
+
+async fn cut(cluster: &Cluster, volume: &Volume, writer: &Writer) -> Result<()> {
+    let guest = cluster.guest(NODE);
+    guest.cut(Fabric::A).await?;
+    let dead = cluster.lab.array().address(Fabric::A);
+    writes_avoid(cluster, volume, writer, &dead).await?;
     let before = inspect::paths(guest, &volume.map()).await?;
     tokio::time::sleep(ON_ONE_PATH).await;
     let shares = inspect::shares(&before, &inspect::paths(guest, &volume.map()).await?);
@@ -251,7 +263,7 @@ async fn heal(cluster: &Cluster, volume: &Volume) -> Result<Duration> {
 }
 
 /// Waits until each of two paths has carried `least` requests since `before`.
-async fn carried(
+pub(super) async fn carried(
     cluster: &Cluster,
     volume: &Volume,
     before: &[inspect::Path],

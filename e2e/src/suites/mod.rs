@@ -2,6 +2,7 @@
 //! with it, the controller beside the first node's plugin.
 
 pub mod cluster;
+pub mod failover;
 pub mod kill;
 pub mod main_job;
 pub mod many;
@@ -26,6 +27,8 @@ use cluster::Cluster;
 pub enum Suite {
     /// Create to I/O over two paths, one cut under it, and back to nothing
     MainJob,
+    /// A path lost silently, by carrier, by reset, under a writer
+    Failover,
     /// Two volumes on one target, from one node and from two
     Sharing,
     /// A wrong identity in the publish context
@@ -48,6 +51,7 @@ impl Suite {
         match self {
             Self::All => vec![
                 Self::MainJob,
+                Self::Failover,
                 Self::Sharing,
                 Self::WrongWwid,
                 Self::Tools,
@@ -84,6 +88,7 @@ pub async fn run(suite: Suite, artifacts: &Artifacts, places: &Places) -> Result
         let report = report.suite(&suite.name());
         let outcome = match suite {
             Suite::MainJob => main_job::run(&report, &cluster).await,
+            Suite::Failover => failover::run(&report, &cluster).await,
             Suite::Sharing => sharing::run(&report, &cluster).await,
             Suite::WrongWwid => wrong_wwid::run(&report, &cluster).await,
             Suite::Tools => tools::run(&report, &mut cluster).await,

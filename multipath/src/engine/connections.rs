@@ -1,9 +1,10 @@
 //! Watches the TCP connections of iSCSI sessions, and ends those whose other end is gone while another path can carry the I/O: the
 //! kernel then gives back what was in flight, and each map sends it over another path, long before the session's own timers would notice.
 //!
-//! A connection counts as dead when its segments are sent again and again without an answer for [`SILENT`], or when the interface with its
+//! A connection counts as dead when a segment was sent again and nothing was answered for [`SILENT`], or when the interface with its
 //! address has lost its carrier. One is ended only if all that its session carries are paths of ours, and every map of these has a usable path
-//! over a connection that is not dead: a session that somebody else uses, or that carries a map's last path, is left to its own timers.
+//! over a connection that was answered within [`SILENT`]: a session that somebody else uses, or that carries a map's last path, is left to its
+//! own timers, and an array or a host that stands still for a second loses nothing.
 //! Sends nothing to a target. Asks the kernel about each connection every [`LOOK`]; how many volumes there are does not matter.
 
 use std::{
@@ -24,17 +25,16 @@ use crate::{
 
 /// How often the connections are asked for. A silent one is noticed after [`SILENT`] and at most this much.
 const LOOK: Duration = Duration::from_millis(200);
-/// How often sessions are looked for whose connection is not known: they are new, or were logged in again.
+/// How often a connection is looked for that was not found when its session was first seen, and the links are looked at without an event.
 #[cfg(not(test))]
 const SEARCH: Duration = Duration::from_secs(2);
 #[cfg(test)]
 const SEARCH: Duration = Duration::from_millis(50);
-/// Without an acknowledgement for so long, and sent again so often, a connection is dead. TCP sends again after 0.2, 0.6 and 1.4 s on a
-/// local network (RFC 6298 with Linux's minimum of 0.2 s): the second time is no chance loss, and an idle other end is never sent to again.
+/// Without an acknowledgement for so long, and after a segment was sent again in vain, a connection is dead. TCP sends again after 0.2 s on a
+/// local network, later where answers take longer (RFC 6298, with Linux's minimum of 0.2 s); an idle connection has nothing to send again.
 const SILENT: Duration = Duration::from_secs(1);
-const RETRANSMITS: u8 = 2;
 
-/// The sessions whose connection is known.
+/// Connections by session.
 type Known = BTreeMap<u32, Connection>;
 
 impl Engine {
@@ -43,7 +43,7 @@ impl Engine {
         let links = KernelEvents::of_links()
             .inspect_err(|error| tracing::warn!(%error, "no events of links here: a lost carrier is noticed by its silence"))
             .ok();
-        let mut known = Known::new();
+        let mut before = Look::default();
         let mut search = Instant::now();
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -70,24 +70,18 @@ impl Engine {
             if searching {
                 search = Instant::now() + SEARCH;
             }
-            let (host, before) = (self.host.clone(), std::mem::take(&mut known));
+            let (host, last) = (self.host.clone(), std::mem::take(&mut before));
             let looked = worker::run("connections", KERNEL_DEADLINE, move || {
-                let known = if searching { find(&host, before) } else { before };
-                let looked = dead(&host, known, searching || links_changed);
-                if let Ok((known, dead)) = looked.as_ref()
-                    && !dead.is_empty()
-                {
-                    end(&host, known, dead);
+                let look = Look::at(&host, last, searching, searching || links_changed)?;
+                if !look.dead.is_empty() {
+                    end(&host, &look);
                 }
-                looked
+                io::Result::Ok(look)
             })
             .await;
             match looked {
-                Ok(Ok((now, dead))) => {
-                    known = now;
-                    // What was ended is found again once it is logged in again.
-                    known.retain(|session, _| !dead.contains(session));
-                }
+                // One that was not ended is judged again at the next look: the other connections may be idle, and answer only then.
+                Ok(Ok(look)) => before = look,
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "cannot ask for connections");
                     search = search.max(Instant::now() + SEARCH);
@@ -99,15 +93,11 @@ impl Engine {
     }
 }
 
-/// Finds the connections of sessions that are logged in and have none yet. Blocking.
-fn find(host: &Host, mut known: Known) -> Known {
-    let sessions = iscsi_session::logged_in(host);
-    known.retain(|session, _| sessions.contains(session));
-    let unknown = sessions
-        .into_iter()
-        .filter(|session| !known.contains_key(session));
+/// Finds the connections of those of these sessions that have none yet. Blocking.
+fn find(host: &Host, sessions: &BTreeSet<u32>, known: &mut Known) {
+    let unknown = sessions.iter().filter(|session| !known.contains_key(session));
     let ends: Vec<(u32, (IpAddr, SocketAddr))> = unknown
-        .filter_map(|session| Some((session, iscsi_session::ends(host, session)?)))
+        .filter_map(|session| Some((*session, iscsi_session::ends(host, *session)?)))
         .collect();
     let ports: BTreeSet<u16> = ends.iter().map(|(_, (_, peer))| peer.port()).collect();
     for port in ports {
@@ -125,34 +115,59 @@ fn find(host: &Host, mut known: Known) -> Known {
             }
         }
     }
-    known
 }
 
-/// The connections that are still there, and the sessions of those that are dead. Blocking.
-fn dead(host: &Host, known: Known, look_at_links: bool) -> io::Result<(Known, BTreeSet<u32>)> {
-    let mut without_carrier = Vec::new();
-    if look_at_links && !known.is_empty() {
-        let locals = host.network.local_addresses()?;
-        without_carrier.extend(locals.into_iter().filter(|local| !local.carrier));
-    }
-    let (mut now, mut dead) = (Known::new(), BTreeSet::new());
-    for (session, connection) in known {
-        let Some(answers) = host.network.answers(&connection)? else {
-            continue;
-        };
-        now.insert(session, connection);
-        let cut = without_carrier
-            .iter()
-            .any(|local| local.address == connection.local.ip());
-        if cut || (answers.retransmits >= RETRANSMITS && answers.last >= SILENT) {
-            dead.insert(session);
+/// What was found at one time.
+#[derive(Default)]
+struct Look {
+    /// Sessions that are logged in.
+    sessions: BTreeSet<u32>,
+    /// The connections of those where they are known.
+    known: Known,
+    /// Sessions whose other end is gone.
+    dead: BTreeSet<u32>,
+    /// Sessions whose other end has answered just now.
+    answered: BTreeSet<u32>,
+}
+
+impl Look {
+    /// Asks for each connection, and looks for those of sessions that were not there before, or of all when `searching`. Blocking.
+    fn at(host: &Host, before: Self, searching: bool, look_at_links: bool) -> io::Result<Self> {
+        let sessions: BTreeSet<u32> = iscsi_session::logged_in(host).into_iter().collect();
+        let mut known = before.known;
+        known.retain(|session, _| sessions.contains(session));
+        if searching || !sessions.is_subset(&before.sessions) {
+            find(host, &sessions, &mut known);
         }
+        let mut without_carrier = Vec::new();
+        if look_at_links && !known.is_empty() {
+            let locals = host.network.local_addresses()?;
+            without_carrier.extend(locals.into_iter().filter(|local| !local.carrier));
+        }
+        let mut look = Self {
+            sessions,
+            ..Self::default()
+        };
+        for (session, connection) in known {
+            let Some(answers) = host.network.answers(&connection)? else {
+                continue;
+            };
+            look.known.insert(session, connection);
+            let cut = without_carrier
+                .iter()
+                .any(|local| local.address == connection.local.ip());
+            if cut || (answers.retransmits > 0 && answers.last >= SILENT) {
+                look.dead.insert(session);
+            } else if answers.last < SILENT {
+                look.answered.insert(session);
+            }
+        }
+        Ok(look)
     }
-    Ok((now, dead))
 }
 
 /// Ends the dead connections that may be ended. Blocking.
-fn end(host: &Host, known: &Known, dead: &BTreeSet<u32>) {
+fn end(host: &Host, look: &Look) {
     let maps = match view::maps(host) {
         Ok(maps) => maps,
         Err(error) => {
@@ -163,18 +178,21 @@ fn end(host: &Host, known: &Known, dead: &BTreeSet<u32>) {
             return;
         }
     };
-    for session in dead {
+    for session in &look.dead {
         let disks: Vec<DevNo> = iscsi_session::devices(host, *session)
             .iter()
             .filter_map(|hctl| Some(scsi_device::find(host, hctl)?.devno))
             .collect();
-        let (Some(connection), true) = (known.get(session), may_end(&maps, *session, &disks, dead)) else {
+        let (Some(connection), true) = (
+            look.known.get(session),
+            may_end(&maps, *session, &disks, &look.answered),
+        ) else {
             continue;
         };
         let portal = connection.peer;
         match host.network.destroy(connection) {
             Ok(()) => {
-                tracing::warn!(session, %portal, "the portal does not answer: connection ended, other paths carry the I/O")
+                tracing::warn!(session, %portal, "the portal does not answer: its connection is ended, other paths carry the I/O");
             }
             Err(error) => {
                 tracing::warn!(session, %portal, %error, "the portal does not answer, and its connection cannot be ended: its I/O waits for the session's timers");
@@ -183,12 +201,13 @@ fn end(host: &Host, known: &Known, dead: &BTreeSet<u32>) {
     }
 }
 
-/// Whether the I/O of a dead session has somewhere else to go, and is all ours. `disks`: all disks of the session.
-fn may_end(maps: &[Map], session: u32, disks: &[DevNo], dead: &BTreeSet<u32>) -> bool {
+/// Whether the I/O of a dead session has somewhere else to go, and is all ours. `disks`: all disks of the session; `answered`: sessions that
+/// are known to work.
+fn may_end(maps: &[Map], session: u32, disks: &[DevNo], answered: &BTreeSet<u32>) -> bool {
     let over = |map: &Map| map.paths().any(|path| path.session == Some(session));
     let elsewhere = |map: &Map| {
         map.paths()
-            .any(|path| path.is_usable() && path.session.is_none_or(|session| !dead.contains(&session)))
+            .any(|path| path.is_usable() && path.session.is_none_or(|session| answered.contains(&session)))
     };
     let ours: BTreeSet<DevNo> = maps.iter().flat_map(Map::paths).map(|path| path.devno).collect();
     !disks.is_empty()
