@@ -3,7 +3,10 @@
 //! Labels are bounded: methods and codes are closed sets, volumes are those of this node. Nothing here comes from a volume's
 //! data or a Secret. Paths are read from the kernel when somebody asks, never on a timer.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -83,6 +86,7 @@ struct Node {
     paths: Family<Paths, Gauge>,
     failures: Family<Volume, Gauge>,
     volumes: Gauge,
+    ended: Counter,
 }
 
 impl Node {
@@ -90,6 +94,9 @@ impl Node {
         self.paths.clear();
         self.failures.clear();
         self.volumes.set(i64::try_from(maps.len()).unwrap_or(i64::MAX));
+        self.ended
+            .inner()
+            .store(self.engine.connections_ended(), Ordering::Relaxed);
         for map in maps {
             let (mut usable, mut failed, mut failures) = (0, 0, 0);
             for path in map.paths() {
@@ -164,6 +171,7 @@ impl Metrics {
                 paths: Family::default(),
                 failures: Family::default(),
                 volumes: Gauge::default(),
+                ended: Counter::default(),
             };
             registry.register("volumes", "Volumes staged on this node", node.volumes.clone());
             registry.register("paths", "Paths of a volume, by their state", node.paths.clone());
@@ -171,6 +179,11 @@ impl Metrics {
                 "path_failures",
                 "How often the multipath map of a volume failed a path since its table was loaded",
                 node.failures.clone(),
+            );
+            registry.register(
+                "connections_ended",
+                "Connections to portals that did not answer, ended so that other paths carry their I/O",
+                node.ended.clone(),
             );
             node
         });

@@ -18,11 +18,15 @@ pub const PAUSE: &str = "lab/pause:1";
 /// The checksummed writer, with a shell.
 pub const WRITER: &str = "lab/writer:1";
 /// Images of Kubernetes' own tests, by the names in test/utils/image/manifest.go of the pinned release, of which its
-/// storage specs use no more than a shell and its programs.
-const SHELLS: [&str; 3] = [
-    "registry.k8s.io/e2e-test-images/busybox:1.37.0-1",
-    "registry.k8s.io/e2e-test-images/glibc-dns-testing:2.0.0",
-    "registry.k8s.io/e2e-test-images/nginx:1.15-4",
+/// storage specs use no more than a shell and its programs; and which of those are not busybox's.
+const SHELLS: [(&str, &[&str]); 3] = [
+    ("registry.k8s.io/e2e-test-images/busybox:1.37.0-1", &[]),
+    // For `dd oflag=nocache`.
+    (
+        "registry.k8s.io/e2e-test-images/glibc-dns-testing:2.0.0",
+        &["/bin/dd"],
+    ),
+    ("registry.k8s.io/e2e-test-images/nginx:1.15-4", &[]),
 ];
 /// As Kubernetes' own tests name it.
 pub const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
@@ -96,7 +100,12 @@ fn bundles(binaries: &Binaries, programs: &Path) -> Result<Vec<Bundle>> {
             &["/bin/lab-writer"],
         ),
     ];
-    all.extend(SHELLS.map(|tag| shell(tag, Vec::new(), &[])));
+    all.extend(SHELLS.map(|(tag, programs)| {
+        let programs = programs
+            .iter()
+            .map(|&path| (PathBuf::from(path), path.to_owned()));
+        shell(tag, programs.collect(), &[])
+    }));
     all.extend(
         binaries
             .sidecar_images()

@@ -11,6 +11,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, SocketAddr},
+    sync::atomic::Ordering,
     time::Duration,
 };
 
@@ -71,10 +72,11 @@ impl Engine {
                 search = Instant::now() + SEARCH;
             }
             let (host, last) = (self.host.clone(), std::mem::take(&mut before));
+            let ended = self.connections_ended.clone();
             let looked = worker::run("connections", KERNEL_DEADLINE, move || {
                 let look = Look::at(&host, last, searching, searching || links_changed)?;
                 if !look.dead.is_empty() {
-                    end(&host, &look);
+                    ended.fetch_add(end(&host, &look), Ordering::Relaxed);
                 }
                 io::Result::Ok(look)
             })
@@ -166,8 +168,8 @@ impl Look {
     }
 }
 
-/// Ends the dead connections that may be ended. Blocking.
-fn end(host: &Host, look: &Look) {
+/// Ends the dead connections that may be ended; how many those were. Blocking.
+fn end(host: &Host, look: &Look) -> u64 {
     let maps = match view::maps(host) {
         Ok(maps) => maps,
         Err(error) => {
@@ -175,9 +177,10 @@ fn end(host: &Host, look: &Look) {
                 error = full(&error),
                 "cannot read the maps over a dead connection"
             );
-            return;
+            return 0;
         }
     };
+    let mut ended = 0;
     for session in &look.dead {
         let disks: Vec<DevNo> = iscsi_session::devices(host, *session)
             .iter()
@@ -192,6 +195,7 @@ fn end(host: &Host, look: &Look) {
         let portal = connection.peer;
         match host.network.destroy(connection) {
             Ok(()) => {
+                ended += 1;
                 tracing::warn!(session, %portal, "the portal does not answer: its connection is ended, other paths carry the I/O");
             }
             Err(error) => {
@@ -199,6 +203,7 @@ fn end(host: &Host, look: &Look) {
             }
         }
     }
+    ended
 }
 
 /// Whether the I/O of a dead session has somewhere else to go, and is all ours. `disks`: all disks of the session; `answered`: sessions that

@@ -246,6 +246,7 @@ async fn the_connection_of_a_portal_that_does_not_answer_is_ended_and_its_paths_
             map.paths().filter(|path| path.is_usable()).count() == 1
         })
         .await;
+        assert_eq!(lab.engine.connections_ended(), 1);
         lab.kernel.heal(lab.sessions[0]);
         lab.watch("both paths are active", |map| {
             map.paths().all(PathView::is_usable)

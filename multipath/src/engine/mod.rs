@@ -16,7 +16,10 @@ mod view;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -93,6 +96,7 @@ pub struct Engine {
     host: Host,
     locks: Arc<Mutex<HashMap<Wwid, Weak<AsyncMutex<()>>>>>,
     notices: tokio::sync::broadcast::Sender<Notice>,
+    connections_ended: Arc<AtomicU64>,
 }
 
 impl Engine {
@@ -103,6 +107,7 @@ impl Engine {
             host,
             locks: Arc::default(),
             notices: tokio::sync::broadcast::Sender::new(notice::BACKLOG),
+            connections_ended: Arc::default(),
         }
     }
 
@@ -110,6 +115,12 @@ impl Engine {
     #[must_use]
     pub fn host(&self) -> &Host {
         &self.host
+    }
+
+    /// How many connections of silent portals the monitor has ended.
+    #[must_use]
+    pub fn connections_ended(&self) -> u64 {
+        self.connections_ended.load(Ordering::Relaxed)
     }
 
     fn lock_of(&self, wwid: &Wwid) -> Lock {
