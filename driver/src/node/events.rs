@@ -253,17 +253,19 @@ fn beginning(text: &str, bytes: usize) -> &str {
 /// The volumes whose paths over a portal were lost, or are back.
 fn by_portal(notices: &[Notice]) -> BTreeMap<(String, bool), BTreeSet<&str>> {
     let mut all: BTreeMap<_, BTreeSet<&str>> = BTreeMap::new();
-    for notice in notices {
+    for notice in notices.iter().filter(|notice| notice.change != Change::Misled) {
         let key = (notice.portal.clone(), notice.change == Change::Lost);
         all.entry(key).or_default().insert(&notice.volume);
     }
     all
 }
 
-/// The last notice of each volume: it has the numbers that hold.
+/// What is told of volumes: each path that leads elsewhere, and of the others the last notice, which has the numbers that hold.
 fn latest(notices: &[Notice]) -> impl Iterator<Item = &Notice> {
-    let last: BTreeMap<&str, &Notice> = notices.iter().map(|n| (n.volume.as_str(), n)).collect();
-    last.into_values()
+    let (misled, others): (Vec<&Notice>, Vec<&Notice>) =
+        notices.iter().partition(|n| n.change == Change::Misled);
+    let last: BTreeMap<&str, &Notice> = others.into_iter().map(|n| (n.volume.as_str(), n)).collect();
+    misled.into_iter().chain(last.into_values())
 }
 
 fn portal_text(portal: &str) -> String {
@@ -298,6 +300,14 @@ fn of_volume(notice: &Notice, node: &str) -> (EventType, &'static str, String) {
             "PathLost",
             format!(
                 "node {node}: the path over {portal} is lost; I/O goes on over {usable} of {paths} paths"
+            ),
+        ),
+        (Change::Misled, _) => (
+            EventType::Warning,
+            "WrongDisk",
+            format!(
+                "node {node}: the path over {portal} leads to another disk than this volume: no I/O goes to it any more; \
+                 I/O goes on over {usable} other paths. Look at the array's mappings"
             ),
         ),
         (Change::Back, _) => (
@@ -359,6 +369,7 @@ mod tests {
             notice("v1", Change::Lost, "192.0.2.1:3260", 1),
             notice("v2", Change::Lost, "192.0.2.1:3260", 1),
             notice("v2", Change::Lost, "192.0.2.2:3260", 0),
+            notice("v1", Change::Misled, "192.0.2.1:3260", 1),
         ];
         let lines: Vec<String> = by_portal(&all)
             .into_iter()
@@ -372,7 +383,7 @@ mod tests {
             ]
         );
         let reasons: Vec<&str> = latest(&all).map(|n| of_volume(n, "n1").1).collect();
-        assert_eq!(reasons, ["PathLost", "NoPath"]);
+        assert_eq!(reasons, ["WrongDisk", "PathLost", "NoPath"]);
         let (kind, _, note) = of_volume(&notice("v", Change::Back, "192.0.2.1:3260", 2), "n1");
         assert_eq!(kind, EventType::Normal);
         assert_eq!(

@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::Context;
-use storagelink_multipath::{Engine, Host, engine::Notice};
+use storagelink_multipath::{
+    Engine, Host,
+    engine::{Change, Notice},
+};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
@@ -164,6 +167,10 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
             }
         }
     });
+    let rejoined = tokio::spawn({
+        let (node, notices) = (node.clone(), engine.listen());
+        async move { node.rejoin(notices).await }
+    });
     let metrics = Metrics::of_node(engine.clone());
     let services = Services::new()
         .counted(metrics.calls())
@@ -184,8 +191,7 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         metrics,
     };
     let served = listen.until(stop, &stopping).await;
-    resumed.abort();
-    for task in events.into_iter().chain(own_iscsid) {
+    for task in [resumed, rejoined].into_iter().chain(events).chain(own_iscsid) {
         task.abort();
     }
     if let Err(error) = monitor.await {
@@ -251,6 +257,24 @@ async fn tell_events(
 impl Node {
     /// Goes on from what a predecessor left: brings up paths that are missing, ends sessions that nobody uses.
     pub async fn go_on(&self) {
+        self.bring_up_missing().await;
+        self.sweep().await;
+    }
+
+    /// Brings up paths that were taken out because they led to another disk: their portal may show the volume again.
+    async fn rejoin(&self, mut notices: broadcast::Receiver<Notice>) {
+        loop {
+            match notices.recv().await {
+                Ok(notice) if notice.change == Change::Misled => self.bring_up_missing().await,
+                Ok(_) => {}
+                // It may have been among those that were missed.
+                Err(broadcast::error::RecvError::Lagged(_)) => self.bring_up_missing().await,
+                Err(broadcast::error::RecvError::Closed) => return,
+            }
+        }
+    }
+
+    async fn bring_up_missing(&self) {
         match self.resume_joins().await {
             Ok(started) => tracing::info!(started, "looked after the volumes of this node"),
             Err(error) => tracing::warn!(
@@ -258,7 +282,6 @@ impl Node {
                 "cannot look after this node's volumes"
             ),
         }
-        self.sweep().await;
     }
 
     /// Ends sessions of ours that nobody uses: those of logins that ended after whoever wanted them was gone.

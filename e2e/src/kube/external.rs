@@ -57,12 +57,14 @@ fn lines(file: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Which specs run. The shards of a part run side by side: a spec mostly waits, for kubelets and for controllers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Part {
     /// What CI runs.
     Chosen,
     /// All but what cannot run here.
     All,
+    /// Those whose names end so.
+    Ending(Vec<String>),
 }
 
 /// How many expressions of the chosen part run side by side.
@@ -78,18 +80,14 @@ const SHARDS: [&str; 5] = [
 
 impl Part {
     /// For each shard, what it runs and what it leaves to others, as expressions over the specs' names.
-    fn shards(self) -> Vec<(String, Vec<String>)> {
+    fn shards(&self) -> Vec<(String, Vec<String>)> {
         match self {
-            Self::Chosen => {
-                let mut shards = vec![Vec::new(); CHOSEN_SHARDS];
-                for (number, line) in lines(CHOSEN).enumerate() {
-                    shards[number % CHOSEN_SHARDS].push(line);
-                }
-                shards
-                    .into_iter()
-                    .map(|expressions| (expressions.join("|"), Vec::new()))
-                    .collect()
-            }
+            Self::Chosen => dealt(lines(CHOSEN).map(str::to_owned)),
+            Self::Ending(names) => dealt(
+                names
+                    .iter()
+                    .map(|name| format!("External.Storage.*{}$", literal(name))),
+            ),
             Self::All => SHARDS
                 .iter()
                 .enumerate()
@@ -102,8 +100,33 @@ impl Part {
     }
 }
 
+/// These expressions, dealt out to the shards.
+fn dealt(expressions: impl Iterator<Item = String>) -> Vec<(String, Vec<String>)> {
+    let mut shards = vec![Vec::new(); CHOSEN_SHARDS];
+    for (number, expression) in expressions.enumerate() {
+        shards[number % CHOSEN_SHARDS].push(expression);
+    }
+    shards
+        .into_iter()
+        .filter(|expressions| !expressions.is_empty())
+        .map(|expressions| (expressions.join("|"), Vec::new()))
+        .collect()
+}
+
+/// A text as a regular expression (Go's) that matches it.
+fn literal(text: &str) -> String {
+    let special = |c: char| !c.is_ascii_alphanumeric() && c != ' ' && c.is_ascii();
+    text.chars().fold(String::new(), |mut all, c| {
+        if special(c) {
+            all.push('\\');
+        }
+        all.push(c);
+        all
+    })
+}
+
 /// Runs a part of the suite, each shard within `limit`; every spec that ran or said why not.
-pub async fn run(cluster: &Cluster, part: Part, limit: Duration) -> Result<Vec<Spec>> {
+pub async fn run(cluster: &Cluster, part: &Part, limit: Duration) -> Result<Vec<Spec>> {
     let results = cluster.lab.results().join("external");
     fs::create_dir_all(&results).context("make the suite's results")?;
     let shards = part.shards();
@@ -214,6 +237,13 @@ mod tests {
     fn comments_are_no_expressions() {
         assert_eq!(lines("# why\n\n a.b \n").collect::<Vec<_>>(), ["a.b"]);
         assert!(lines(CHOSEN).count() > CHOSEN_SHARDS);
+    }
+
+    #[test]
+    fn a_name_is_matched_as_it_stands() {
+        let shards = Part::Ending(vec!["PV (ext4)] a/b [Slow]".to_owned()]).shards();
+        assert_eq!(shards.len(), 1);
+        assert_eq!(shards[0].0, r"External.Storage.*PV \(ext4\)\] a\/b \[Slow\]$");
     }
 
     #[test]

@@ -18,13 +18,13 @@ pub const PAUSE: &str = "lab/pause:1";
 /// The checksummed writer, with a shell.
 pub const WRITER: &str = "lab/writer:1";
 /// Images of Kubernetes' own tests, by the names in test/utils/image/manifest.go of the pinned release, of which its
-/// storage specs use no more than a shell and its programs; and which of those are not busybox's.
-const SHELLS: [(&str, &[&str]); 3] = [
+/// storage specs use no more than a shell and its programs; with those that are not busybox's, each with its path in the image.
+const SHELLS: [(&str, &[(&str, &str)]); 3] = [
     ("registry.k8s.io/e2e-test-images/busybox:1.37.0-1", &[]),
-    // For `dd oflag=nocache`.
+    // For `dd oflag=nocache`; busybox's own shell would prefer its own dd.
     (
         "registry.k8s.io/e2e-test-images/glibc-dns-testing:2.0.0",
-        &["/bin/dd"],
+        &[("/bin/dd", "/bin/dd"), ("/bin/dash", "/bin/sh")],
     ),
     ("registry.k8s.io/e2e-test-images/nginx:1.15-4", &[]),
 ];
@@ -103,7 +103,7 @@ fn bundles(binaries: &Binaries, programs: &Path) -> Result<Vec<Bundle>> {
     all.extend(SHELLS.map(|(tag, programs)| {
         let programs = programs
             .iter()
-            .map(|&path| (PathBuf::from(path), path.to_owned()));
+            .map(|&(program, inside)| (PathBuf::from(program), inside.to_owned()));
         shell(tag, programs.collect(), &[])
     }));
     all.extend(

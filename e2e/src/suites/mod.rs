@@ -6,6 +6,7 @@ pub mod failover;
 pub mod kill;
 pub mod main_job;
 pub mod many;
+pub mod remap;
 pub mod sanity;
 pub mod sharing;
 pub mod tools;
@@ -33,6 +34,8 @@ pub enum Suite {
     Sharing,
     /// A wrong identity in the publish context
     WrongWwid,
+    /// Another disk under the LUN of a volume in use
+    Remap,
     /// What an administrator sees: targetcli, mpathutil without the plugin, a volume that grows
     Tools,
     /// Thirty volumes at once on one node
@@ -54,6 +57,7 @@ impl Suite {
                 Self::Failover,
                 Self::Sharing,
                 Self::WrongWwid,
+                Self::Remap,
                 Self::Tools,
                 Self::Many,
                 Self::Sanity,
@@ -91,6 +95,7 @@ pub async fn run(suite: Suite, artifacts: &Artifacts, places: &Places) -> Result
             Suite::Failover => failover::run(&report, &cluster).await,
             Suite::Sharing => sharing::run(&report, &cluster).await,
             Suite::WrongWwid => wrong_wwid::run(&report, &cluster).await,
+            Suite::Remap => remap::run(&report, &cluster).await,
             Suite::Tools => tools::run(&report, &mut cluster).await,
             Suite::Many => many::run(&report, &cluster).await,
             Suite::Sanity => sanity::run(&report, &cluster).await,

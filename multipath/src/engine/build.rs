@@ -3,11 +3,11 @@
 //! Rules of the kernel that decide the order here (drivers/md/dm-mpath.c, dm-ioctl.c; measured on 6.1 and 6.12):
 //! - a table swap waits for the I/O of the old table: never swap while a path has I/O that does not come back;
 //! - a swap that the kernel refuses leaves the map suspended; a second plain resume brings the old table back;
-//! - every swap makes failed paths active again: their marks are sent again at once.
+//! - every swap makes failed paths active again: their marks are sent again at once, and one that leads to another disk is not in the new table.
 
 use std::collections::BTreeMap;
 
-use super::{BuildError, Map, MapSpec, ProvenPath, view};
+use super::{BuildError, Map, MapSpec, ProveError, ProvenPath, view};
 use crate::{
     Host, ScsiDisk, Wwid,
     host::{DevNo, DmError, TargetLine},
@@ -67,6 +67,23 @@ impl Change<'_> {
             .filter(|path| !path.active)
             .map(|path| path.devno)
             .collect())
+    }
+
+    /// Failed paths among these that have been exchanged for another disk: in a new table they would take I/O again for a moment.
+    fn misled(&self, wwid: &Wwid, paths: &[DevNo]) -> Result<Vec<ScsiDisk>, BuildError> {
+        let failed = self.failed()?;
+        let misled = paths
+            .iter()
+            .filter(|devno| failed.contains(devno))
+            .filter_map(|devno| scsi_device::find_by_devno(self.host, *devno))
+            .filter(ScsiDisk::is_running)
+            .filter(|disk| {
+                matches!(
+                    super::prove(self.host, disk.hctl, wwid),
+                    Err(ProveError::Mismatch { .. })
+                )
+            });
+        Ok(misled.collect())
     }
 
     /// Puts a new table in place of the live one, without flushing what is queued.
@@ -242,13 +259,15 @@ fn fits(map: &Map, disks: &[ScsiDisk]) -> Result<(), BuildError> {
     }
 }
 
-/// Brings proven paths into the live table, and drops those whose disk is gone.
+/// Brings proven paths into the live table, and drops those whose disk is gone or another one.
 fn extend(change: &Change<'_>, proven: &[ScsiDisk], map: &Map, read_only: bool) -> Result<(), BuildError> {
     let old = change.paths()?;
+    let misled = change.misled(&map.wwid, &old)?;
     let mut wanted: Vec<DevNo> = old
         .iter()
         .copied()
         .filter(|devno| scsi_device::find_by_devno(change.host, *devno).is_some())
+        .filter(|devno| misled.iter().all(|disk| disk.devno != *devno))
         .collect();
     for disk in proven {
         if !wanted.contains(&disk.devno) {
@@ -260,6 +279,25 @@ fn extend(change: &Change<'_>, proven: &[ScsiDisk], map: &Map, read_only: bool) 
     }
     change.reloadable(&old)?;
     change.swap(map.size_bytes, &wanted, read_only)
+}
+
+/// Takes failed paths that lead to other disks out of the live table; their disks. The only paths of a map stay, failed.
+pub(super) fn shed(host: &Host, wwid: &Wwid) -> Result<Vec<ScsiDisk>, BuildError> {
+    let map = find(host, wwid)?;
+    let change = Change {
+        host,
+        name: &map.name,
+    };
+    let old = change.paths()?;
+    let misled = change.misled(wwid, &old)?;
+    let mut rest = old.clone();
+    rest.retain(|devno| misled.iter().all(|disk| disk.devno != *devno));
+    if rest.is_empty() || rest == old {
+        return Ok(Vec::new());
+    }
+    change.reloadable(&old)?;
+    change.swap(map.size_bytes, &rest, map.read_only)?;
+    Ok(misled)
 }
 
 pub(super) fn resize(host: &Host, wwid: &Wwid) -> Result<u64, BuildError> {
@@ -281,7 +319,12 @@ pub(super) fn resize(host: &Host, wwid: &Wwid) -> Result<u64, BuildError> {
             })?;
     }
     // A disk that is gone keeps its old size in the kernel: it must not be in the new table.
-    let disks = change.reloadable(&paths)?;
+    let mut disks = change.reloadable(&paths)?;
+    let misled = change.misled(wwid, &paths)?;
+    disks.retain(|disk| misled.iter().all(|other| other.devno != disk.devno));
+    if disks.is_empty() && !misled.is_empty() {
+        return Err(BuildError::NoPath { wwid: wwid.clone() });
+    }
     let paths: Vec<DevNo> = disks.iter().map(|disk| disk.devno).collect();
     let size = disks
         .iter()

@@ -216,7 +216,8 @@ async fn one_hanging_check_is_all_that_a_path_gets() {
     lab.kernel.heal(lab.sessions[0]);
     lab.kernel.hang("SG_IO");
     lab.engine.monitor(tokio::time::sleep(2 * LOOKS)).await;
-    assert_eq!(lab.kernel.release("SG_IO"), 1);
+    // The failed path's check, and the other's proof of its identity.
+    assert_eq!(lab.kernel.release("SG_IO"), 2);
     lab.watch("both paths are active", |map| {
         map.paths().all(PathView::is_usable)
     })
@@ -293,4 +294,49 @@ async fn a_connection_is_not_ended_that_carries_the_last_path_or_what_is_not_our
             usable
         );
     }
+}
+
+#[tokio::test]
+async fn a_lun_that_was_exchanged_under_a_path_that_never_failed_gets_no_io() {
+    let lab = lab(2).await;
+    let map = lab.engine.build(spec(), lab.proven().await).await.unwrap();
+    let mut notices = lab.engine.listen();
+    // Both paths lead to one target: both lead elsewhere.
+    lab.kernel.set_lun(TARGET, LUN, &other(), GIB);
+    lab.watch("no path is usable", |map| map.paths().all(|path| !path.active))
+        .await;
+    assert_eq!(
+        notices.recv().await.unwrap().change,
+        crate::engine::Change::Misled
+    );
+    assert!(map.queue_if_no_path);
+    lab.kernel.set_lun(TARGET, LUN, &wwid(), GIB);
+    lab.watch("both are the volume's again", |map| {
+        map.paths().filter(|path| path.is_usable()).count() == map.paths().count()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_exchanged_path_of_two_leaves_the_map_and_its_device_goes() {
+    const ELSEWHERE: &str = "iqn.2026-11.com.example:u";
+    let lab = lab(1).await;
+    lab.kernel.set_lun(ELSEWHERE, LUN, &wwid(), GIB);
+    let second = lab.kernel.login(ELSEWHERE, "192.0.2.9", 3260);
+    scsi_device::scan(&lab.kernel.host(), &hctl(second), SHORT)
+        .await
+        .unwrap();
+    let mut paths = lab.proven().await;
+    paths.push(lab.engine.prove(hctl(second), &wwid(), SHORT).await.unwrap());
+    lab.engine.build(spec(), paths).await.unwrap();
+    lab.kernel.set_lun(ELSEWHERE, LUN, &other(), GIB);
+    lab.watch("one path is left", |map| {
+        map.paths().count() == 1 && map.paths().all(PathView::is_usable)
+    })
+    .await;
+    // The swap is done, the device goes next.
+    lab.watch("its device is gone", |_| {
+        !lab.kernel.disks().contains(&hctl(second))
+    })
+    .await;
 }

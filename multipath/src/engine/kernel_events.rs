@@ -31,6 +31,13 @@ const OF_INTEREST: [&[u8]; 4] = [
     b"DEVTYPE=scsi_device",
 ];
 
+/// Unit attentions after which a device may be another one (drivers/scsi/scsi_lib.c, scsi_evt_emit).
+const OTHER_DEVICE: [&[u8]; 3] = [
+    b"SDEV_UA=INQUIRY_DATA_HAS_CHANGED",
+    b"SDEV_UA=REPORTED_LUNS_DATA_HAS_CHANGED",
+    b"SDEV_UA=POWER_ON_RESET_OCCURRED",
+];
+
 /// A listener.
 pub(super) struct KernelEvents {
     socket: AsyncFd<OwnedFd>,
@@ -41,6 +48,11 @@ impl KernelEvents {
     /// Hears of uevents that concern paths from now on. Fails where netlink is not to be had.
     pub(super) fn of_devices() -> io::Result<Self> {
         Self::open(SockProtocol::NetlinkKObjectUEvent, UEVENTS, concerns_paths)
+    }
+
+    /// Hears of devices that may have become others from now on.
+    pub(super) fn of_unit_attentions() -> io::Result<Self> {
+        Self::open(SockProtocol::NetlinkKObjectUEvent, UEVENTS, may_be_another)
     }
 
     /// Hears of links that have no carrier from now on, whatever changed of them.
@@ -88,7 +100,15 @@ impl KernelEvents {
 }
 
 fn concerns_paths(event: &[u8]) -> bool {
-    OF_INTEREST
+    has_any(event, &OF_INTEREST)
+}
+
+fn may_be_another(event: &[u8]) -> bool {
+    has_any(event, &OTHER_DEVICE)
+}
+
+fn has_any(event: &[u8], marks: &[&[u8]]) -> bool {
+    marks
         .iter()
         .any(|mark| event.windows(mark.len()).any(|part| part == *mark))
 }
@@ -126,6 +146,13 @@ mod tests {
         assert!(!concerns_paths(
             b"add@/devices/virtual/net/veth0\0ACTION=add\0SUBSYSTEM=net\0"
         ));
+    }
+
+    #[test]
+    fn a_changed_capacity_is_no_other_device() {
+        let event = |ua: &str| format!("change@/devices/x\0SUBSYSTEM=scsi\0SDEV_UA={ua}\0");
+        assert!(may_be_another(event("REPORTED_LUNS_DATA_HAS_CHANGED").as_bytes()));
+        assert!(!may_be_another(event("CAPACITY_DATA_HAS_CHANGED").as_bytes()));
     }
 
     fn link(kind: u16, flags: i32) -> Vec<u8> {

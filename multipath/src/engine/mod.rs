@@ -7,6 +7,7 @@
 mod build;
 mod connections;
 mod error;
+mod identity;
 mod kernel_events;
 mod monitor;
 mod no_path;

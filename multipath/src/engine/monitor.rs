@@ -29,7 +29,7 @@ const REST: u32 = 4;
 /// How often everything is looked at where the kernel sends no events, or could not be read.
 const BLIND_SWEEP: Duration = Duration::from_secs(1);
 /// Time for one check of a path. A device that answers at all answers in milliseconds.
-const CHECK: Duration = Duration::from_secs(5);
+pub(super) const CHECK: Duration = Duration::from_secs(5);
 /// Time from the start of a path's first check to the start of its next; it doubles with every check that fails.
 const RECHECK: Duration = REPAIR_LOOK;
 /// The doubling ends here: 3.2 s.
@@ -81,10 +81,11 @@ impl Drop for Busy {
 }
 
 impl Engine {
-    /// Watches until `stop` is done: the maps, and the connections that their paths depend on.
+    /// Watches until `stop` is done: the maps, the connections that their paths depend on, and where the paths lead.
     pub async fn monitor(&self, stop: impl Future<Output = ()> + Send) {
         tokio::select! {
             () = self.watch_connections() => {}
+            () = self.watch_identities() => {}
             () = self.watch_maps(stop) => {}
         }
     }
@@ -264,19 +265,18 @@ impl Engine {
     async fn reinstate(&self, map: &Map, path: &PathView, memory: &Shared, busy: Busy) {
         let (host, checked, wwid) = (self.host.clone(), path.clone(), map.wwid.clone());
         let proven = worker::run("check-path", CHECK, move || {
-            proves_itself(&host, &checked, &wwid).map(|()| busy)
+            (proves_itself(&host, &checked, &wwid), busy)
         })
         .await;
         let busy = match proven {
-            Ok(Ok(busy)) => busy,
-            Ok(Err(error @ ProveError::Mismatch { .. })) => {
+            Ok((Ok(()), busy)) => busy,
+            Ok((Err(error @ ProveError::Mismatch { .. }), busy)) => {
                 if memory.get().misled.insert(path.devno) {
-                    tracing::warn!(dm.name = map.name, wwid = %map.wwid, path = %path.devno, error = full(&error),
-                        "the path leads to another disk now: it stays failed");
+                    self.misled(map, path, &error, busy).await;
                 }
                 return;
             }
-            Ok(Err(error)) => {
+            Ok((Err(error), _)) => {
                 tracing::debug!(dm.name = map.name, path = %path.devno, error = full(&error), "path is not ready");
                 return;
             }

@@ -18,9 +18,11 @@ pub enum Change {
     Lost,
     /// It carries I/O again.
     Back,
+    /// It leads to another disk; no I/O goes to it.
+    Misled,
 }
 
-/// A path that was lost or is back.
+/// A path that was lost, is back, or leads elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// The volume's id, as in the map's name.
@@ -46,33 +48,21 @@ impl Engine {
         self.notices.subscribe()
     }
 
+    /// Tells of one path now.
+    pub(super) fn tell(&self, map: &Map, path: &PathView, change: Change) {
+        // An error: nobody listens.
+        let _ = self.notices.send(notice(map, path, change, Default::default()));
+    }
+
     pub(super) fn notice(&self, map: &Map, memory: &Shared) {
-        let usable = map.paths().filter(|path| path.is_usable()).count();
-        let notice = |path: &PathView, change, (device, portal): (String, String)| Notice {
-            volume: map.volume.clone(),
-            wwid: map.wwid.clone(),
-            change,
-            device: if path.name.is_empty() {
-                device
-            } else {
-                path.name.clone()
-            },
-            portal: if path.portal.is_empty() {
-                portal
-            } else {
-                path.portal.clone()
-            },
-            usable,
-            paths: map.paths().count(),
-        };
         for path in map.paths() {
             let mut memory = memory.get();
             let told = match (path.is_usable(), memory.lost.entry(path.devno)) {
                 (false, Entry::Vacant(entry)) => {
                     entry.insert((path.name.clone(), path.portal.clone()));
-                    Some(notice(path, Change::Lost, Default::default()))
+                    Some(notice(map, path, Change::Lost, Default::default()))
                 }
-                (true, Entry::Occupied(entry)) => Some(notice(path, Change::Back, entry.remove())),
+                (true, Entry::Occupied(entry)) => Some(notice(map, path, Change::Back, entry.remove())),
                 _ => None,
             };
             if let Some(told) = told {
@@ -80,5 +70,21 @@ impl Engine {
                 let _ = self.notices.send(told);
             }
         }
+    }
+}
+
+/// `names`: of device and portal, where they are not known any more.
+fn notice(map: &Map, path: &PathView, change: Change, names: (String, String)) -> Notice {
+    let or = |name: &String, known: String| if name.is_empty() { known } else { name.clone() };
+    let usable =
+        |other: &&PathView| other.is_usable() && (change != Change::Misled || other.devno != path.devno);
+    Notice {
+        volume: map.volume.clone(),
+        wwid: map.wwid.clone(),
+        change,
+        device: or(&path.name, names.0),
+        portal: or(&path.portal, names.1),
+        usable: map.paths().filter(usable).count(),
+        paths: map.paths().count(),
     }
 }

@@ -1,7 +1,7 @@
 //! Kubernetes' external storage suite: the chosen part as steps of a run, or all of it as the table in
 //! `docs/conformance.md`.
 
-use std::{collections::BTreeMap, fmt::Write as _, fs, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -24,7 +24,7 @@ pub async fn chosen(report: &Report, cluster: &Cluster) -> Result<()> {
     let specs = report
         .step(
             "run the chosen specs",
-            external::run(cluster, Part::Chosen, CHOSEN_LIMIT),
+            external::run(cluster, &Part::Chosen, CHOSEN_LIMIT),
         )
         .await?;
     for spec in &specs {
@@ -40,13 +40,39 @@ pub async fn chosen(report: &Report, cluster: &Cluster) -> Result<()> {
 /// All of it; the table is written into the checkout.
 pub async fn all(report: &Report, cluster: &Cluster) -> Result<()> {
     let specs = report
-        .step("run every spec", external::run(cluster, Part::All, ALL_LIMIT))
+        .step("run every spec", external::run(cluster, &Part::All, ALL_LIMIT))
         .await?;
-    let file = cluster.prepared.checkout.join("docs/conformance.md");
+    let file = file(cluster);
     let date = output(&["date", "-u", "+%F"]).await?;
     fs::write(&file, table(cluster, &specs, date.trim()))
         .with_context(|| format!("write {}", file.display()))?;
     report.say(format!("      table: {}", file.display()));
+    none_failed(report, &specs).await
+}
+
+/// Those that failed according to the table, once what made them fail is mended; their rows are written anew, and the table says so.
+pub async fn failed(report: &Report, cluster: &Cluster) -> Result<()> {
+    let file = file(cluster);
+    let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+    let names = names_of_failed(&text);
+    ensure!(!names.is_empty(), "{} has no spec that failed", file.display());
+    let specs = report
+        .step(
+            &format!("run {} specs again", names.len()),
+            external::run(cluster, &Part::Ending(names), ALL_LIMIT),
+        )
+        .await?;
+    let date = output(&["date", "-u", "+%F"]).await?;
+    fs::write(&file, renewed(&text, &specs, date.trim()))
+        .with_context(|| format!("write {}", file.display()))?;
+    none_failed(report, &specs).await
+}
+
+fn file(cluster: &Cluster) -> PathBuf {
+    cluster.prepared.checkout.join("docs/conformance.md")
+}
+
+async fn none_failed(report: &Report, specs: &[Spec]) -> Result<()> {
     report
         .step("no spec failed", async {
             let failed: Vec<&str> = specs
@@ -58,6 +84,56 @@ pub async fn all(report: &Report, cluster: &Cluster) -> Result<()> {
             Ok(())
         })
         .await
+}
+
+/// The specs of the table's rows that say neither `passed` nor `skipped`.
+fn names_of_failed(table: &str) -> Vec<String> {
+    let name = |line: &str| {
+        let mut cells = line.strip_prefix("| ")?.strip_suffix(" |")?.splitn(3, " | ");
+        let (state, name) = (cells.next()?, cells.nth(1)?);
+        (!matches!(state, "passed" | "result" | "---")).then(|| name.to_owned())
+    };
+    let ran = table.split_once("## Ran").map_or("", |(_, rest)| rest);
+    let ran = ran.split_once("## Skipped").map_or(ran, |(ran, _)| ran);
+    ran.lines().filter_map(name).collect()
+}
+
+/// The table with the rows of these specs exchanged, and its counts put right.
+fn renewed(table: &str, specs: &[Spec], date: &str) -> String {
+    let mut left = names_of_failed(table).len();
+    let rows = table.lines().map(|line| {
+        let of = |spec: &&Spec| line.ends_with(&format!(" | {} |", short(&spec.name)));
+        match specs.iter().find(of) {
+            Some(spec) => {
+                left -= usize::from(spec.state == "passed");
+                row(spec)
+            }
+            None => line.to_owned(),
+        }
+    });
+    let rows: Vec<String> = rows.collect();
+    let passed = rows.iter().filter(|line| line.starts_with("| passed |")).count();
+    let counts = |line: &String| line.contains(" passed, ") && line.contains(" failed, ");
+    let mut text = String::new();
+    for line in rows {
+        if counts(&line) {
+            let rest = line.split_once(" failed, ").map_or("", |(_, rest)| rest);
+            let _ = writeln!(text, "{passed} passed, {left} failed, {rest}");
+            let _ = writeln!(
+                text,
+                "{} specs failed at first and were run again on {date}, after the lab or the driver was mended.",
+                specs.len()
+            );
+        } else {
+            let _ = writeln!(text, "{line}");
+        }
+    }
+    text
+}
+
+fn row(spec: &Spec) -> String {
+    let (took, name) = (seconds(spec.took), short(&spec.name));
+    format!("| {} | {took} | {name} |", spec.state)
 }
 
 /// A spec's name without what they all begin with.
@@ -82,13 +158,7 @@ fn table(cluster: &Cluster, specs: &[Spec], date: &str) -> String {
     );
     text += "## Ran\n\n| result | time | spec |\n| --- | --- | --- |\n";
     for spec in specs.iter().filter(|spec| spec.state != "skipped") {
-        let _ = writeln!(
-            text,
-            "| {} | {} | {} |",
-            spec.state,
-            seconds(spec.took),
-            short(&spec.name)
-        );
+        let _ = writeln!(text, "{}", row(spec));
     }
     text += "\n## Skipped, by reason\n\n| specs | reason |\n| --- | --- |\n";
     let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
@@ -104,11 +174,40 @@ fn table(cluster: &Cluster, specs: &[Spec], date: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::short;
+    use super::*;
 
     #[test]
     fn a_spec_is_named_by_its_pattern_and_what_it_says() {
         let name = "External Storage [Driver: csi.storagelink.io] [Testpattern: Dynamic PV (default fs)] subPath should x";
         assert_eq!(short(name), "Dynamic PV (default fs)] subPath should x");
+    }
+
+    #[test]
+    fn rows_of_failed_specs_are_written_anew_and_the_counts_with_them() {
+        let table = "# Conformance\n\n1 passed, 2 failed, 3 skipped; 2026-11-28.\n\n## Ran\n\n| result | time | spec |\n| --- | --- | --- |\n\
+                     | passed | 1.00 s | PV a |\n| failed | 2.00 s | PV b |\n| timedout | 3.00 s | PV c |\n\n\
+                     ## Skipped, by reason\n\n| specs | reason |\n| --- | --- |\n| 3 | why |\n";
+        assert_eq!(names_of_failed(table), ["PV b", "PV c"]);
+        let spec = |name: &str, state: &str| Spec {
+            name: format!("External Storage [Testpattern: {name}"),
+            state: state.to_owned(),
+            reason: String::new(),
+            took: Duration::from_secs(4),
+        };
+        let now = renewed(
+            table,
+            &[spec("PV b", "passed"), spec("PV c", "failed")],
+            "2026-11-29",
+        );
+        assert!(
+            now.contains("2 passed, 1 failed, 3 skipped; 2026-11-28.\n2 specs failed at first"),
+            "{now}"
+        );
+        assert!(
+            now.contains("| passed | 4.00 s | PV b |\n| failed | 4.00 s | PV c |\n"),
+            "{now}"
+        );
+        assert!(now.ends_with("| 3 | why |\n"));
+        assert_eq!(names_of_failed(&now), ["PV c"]);
     }
 }

@@ -1,0 +1,149 @@
+//! Proves the paths in use again and again: a LUN that an array exchanged under a path that never failed is noticed here, and nowhere else.
+//!
+//! Every [`CYCLE`], and as soon as a device tells of a change that can mean it (a unit attention), each usable path is asked for VPD page 0x83,
+//! live. One that names another disk is failed at once, even if it is the last: held I/O is better than I/O to somebody else's data. Then it
+//! leaves the table and its SCSI device goes, unless it is the only path: that one stays, failed, and comes back when it leads to the volume
+//! again. A path that gives no answer is the monitor's business.
+
+use std::time::Duration;
+
+use tokio::{task::JoinSet, time::Instant};
+
+use super::{
+    Change, Engine, KERNEL_DEADLINE, Map, PathView, ProveError, full,
+    kernel_events::KernelEvents,
+    monitor::{Busy, CHECK, Shared},
+};
+use crate::{Hctl, scsi_device, worker};
+
+/// How often each path is asked without a reason. A thousand paths cost half a percent of a processor.
+#[cfg(not(test))]
+const CYCLE: Duration = Duration::from_secs(30);
+#[cfg(test)]
+const CYCLE: Duration = Duration::from_millis(100);
+/// Pause after a cycle, however many unit attentions there are: an array that restarts has one for each path.
+const REST: Duration = Duration::from_secs(1);
+/// Paths that are asked at the same time.
+const AT_ONCE: usize = 8;
+
+impl Engine {
+    /// Watches without end.
+    pub(super) async fn watch_identities(&self) {
+        let events = KernelEvents::of_unit_attentions()
+            .inspect_err(
+                |error| tracing::warn!(%error, "no kernel events here: paths are proved on a timer only"),
+            )
+            .ok();
+        let memory = Shared::default();
+        let mut next = Instant::now() + CYCLE;
+        let mut rest = Instant::now();
+        loop {
+            let event = async {
+                match &events {
+                    Some(events) => events.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep_until(next) => {
+                    self.prove_again(&memory).await;
+                    rest = Instant::now() + REST;
+                    next = Instant::now() + CYCLE;
+                }
+                event = event => {
+                    if let Err(error) = event {
+                        tracing::warn!(%error, "reading kernel events");
+                        // A socket that is always ready with an error must not spin.
+                        tokio::time::sleep(REST).await;
+                    }
+                    next = next.min(rest);
+                }
+            }
+        }
+    }
+
+    /// Asks every usable path. Ends when all have answered or run into their deadline.
+    async fn prove_again(&self, memory: &Shared) {
+        let maps = match self.maps().await {
+            Ok(maps) => maps,
+            Err(error) => {
+                tracing::warn!(error = full(&error), "cannot read the maps");
+                return;
+            }
+        };
+        let mut asked = JoinSet::new();
+        for map in maps.into_iter().filter(|map| !map.suspended) {
+            for path in map.paths().filter(|path| path.is_usable()) {
+                // The last one asked still hangs.
+                let Some(busy) = memory.claim(path.devno) else {
+                    continue;
+                };
+                if asked.len() >= AT_ONCE {
+                    asked.join_next().await;
+                }
+                let (engine, map, path) = (self.clone(), map.clone(), path.clone());
+                asked.spawn(async move { engine.prove_path_again(&map, &path, busy).await });
+            }
+        }
+        while asked.join_next().await.is_some() {}
+    }
+
+    async fn prove_path_again(&self, map: &Map, path: &PathView, busy: Busy) {
+        let Ok(hctl) = path.hctl.parse::<Hctl>() else {
+            return;
+        };
+        let (host, wwid) = (self.host.clone(), map.wwid.clone());
+        let proven = worker::run("prove-again", CHECK, move || {
+            (super::prove(&host, hctl, &wwid).map(drop), busy)
+        })
+        .await;
+        match proven {
+            Ok((Ok(()), _)) => {}
+            Ok((Err(error @ ProveError::Mismatch { .. }), busy)) => {
+                self.misled(map, path, &error, busy).await;
+            }
+            Ok((Err(error), _)) => {
+                tracing::debug!(dm.name = map.name, path = %path.devno, error = full(&error), "path did not say what it is");
+            }
+            // Logged by the worker.
+            Err(_) => {}
+        }
+    }
+
+    /// Keeps I/O away from a path that leads to another disk, and tells of it.
+    pub(super) async fn misled(&self, map: &Map, path: &PathView, error: &ProveError, busy: Busy) {
+        tracing::error!(dm.name = map.name, wwid = %map.wwid, path = %path.devno, device = path.name, hctl = path.hctl,
+            portal = path.portal, error = full(error), "the path leads to another disk: no I/O goes to it");
+        if path.active
+            && let Err(error) = self.message(map, format!("fail_path {}", path.devno), busy).await
+        {
+            tracing::error!(dm.name = map.name, path = %path.devno, error, "cannot fail the path");
+        }
+        let shed = self.shed(map).await;
+        self.tell(map, path, Change::Misled);
+        if let Err(error) = shed {
+            tracing::warn!(
+                dm.name = map.name,
+                error = full(&error),
+                "cannot take the path out of the map yet: it stays failed"
+            );
+        }
+    }
+
+    /// Takes failed paths that lead to other disks out of the map, and their SCSI devices from the host.
+    async fn shed(&self, map: &Map) -> Result<(), super::BuildError> {
+        let guard = self.lock(&map.wwid, KERNEL_DEADLINE).await?;
+        let (host, wwid) = (self.host.clone(), map.wwid.clone());
+        worker::run("shed-paths", KERNEL_DEADLINE, move || {
+            let _held = guard;
+            for disk in super::build::shed(&host, &wwid)? {
+                // It was found for this volume; whoever wants the other disk finds it anew.
+                if let Err(error) = scsi_device::delete(&host, &disk) {
+                    tracing::warn!(device = disk.name, hctl = %disk.hctl, %error, "cannot delete the device of another disk");
+                }
+            }
+            Ok(())
+        })
+        .await?
+    }
+}
