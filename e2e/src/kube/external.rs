@@ -56,6 +56,21 @@ fn lines(file: &str) -> impl Iterator<Item = &str> {
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
+/// The expressions over names of specs that do not run, each with its reason.
+#[must_use]
+pub fn left_out() -> Vec<(&'static str, &'static str)> {
+    let mut all = Vec::new();
+    let mut reason = "";
+    for line in SKIPPED.lines().skip(1).map(str::trim) {
+        match line.strip_prefix("# ") {
+            Some(text) => reason = text,
+            None if line.is_empty() => {}
+            None => all.push((line, reason)),
+        }
+    }
+    all
+}
+
 /// Which specs run. The shards of a part run side by side: a spec mostly waits, for kubelets and for controllers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Part {
@@ -237,6 +252,19 @@ mod tests {
     fn comments_are_no_expressions() {
         assert_eq!(lines("# why\n\n a.b \n").collect::<Vec<_>>(), ["a.b"]);
         assert!(lines(CHOSEN).count() > CHOSEN_SHARDS);
+    }
+
+    #[test]
+    fn what_is_left_out_has_a_reason() {
+        let all = left_out();
+        assert_eq!(all.len(), lines(SKIPPED).count());
+        for (number, (expression, reason)) in all.iter().enumerate() {
+            assert!(reason.len() > 20, "{expression}");
+            assert!(
+                all[..number].iter().all(|(_, other)| other != reason),
+                "{expression}: {reason}"
+            );
+        }
     }
 
     #[test]

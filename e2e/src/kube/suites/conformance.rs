@@ -98,18 +98,19 @@ fn names_of_failed(table: &str) -> Vec<String> {
     ran.lines().filter_map(name).collect()
 }
 
-/// The table with the rows of these specs exchanged, and its counts put right.
+/// The table with the rows of these specs exchanged, those of failed ones that did not run, because they are left out by now, taken away,
+/// and its counts put right.
 fn renewed(table: &str, specs: &[Spec], date: &str) -> String {
-    let mut left = names_of_failed(table).len();
-    let rows = table.lines().map(|line| {
-        let of = |spec: &&Spec| line.ends_with(&format!(" | {} |", short(&spec.name)));
-        match specs.iter().find(of) {
-            Some(spec) => {
-                left -= usize::from(spec.state == "passed");
-                row(spec)
-            }
-            None => line.to_owned(),
+    let failed = names_of_failed(table);
+    let left = specs.iter().filter(|spec| spec.state != "passed").count();
+    let (table, _) = table.split_once(LEFT_OUT).unwrap_or((table, ""));
+    let names = |line: &str, name: &str| line.ends_with(&format!(" | {name} |"));
+    let rows = table.trim_end().lines().filter_map(|line| {
+        if let Some(spec) = specs.iter().find(|spec| names(line, short(&spec.name))) {
+            return Some(row(spec));
         }
+        let gone = failed.iter().any(|name| names(line, name));
+        (!gone).then(|| line.to_owned())
     });
     let rows: Vec<String> = rows.collect();
     let passed = rows.iter().filter(|line| line.starts_with("| passed |")).count();
@@ -119,22 +120,27 @@ fn renewed(table: &str, specs: &[Spec], date: &str) -> String {
         if counts(&line) {
             let rest = line.split_once(" failed, ").map_or("", |(_, rest)| rest);
             let _ = writeln!(text, "{passed} passed, {left} failed, {rest}");
-            let _ = writeln!(
-                text,
-                "{} specs failed at first and were run again on {date}, after the lab or the driver was mended.",
-                specs.len()
-            );
+            if !specs.is_empty() {
+                let again = specs.len();
+                let _ = writeln!(
+                    text,
+                    "{again} that had failed were run again on {date}, after the lab or the driver was mended."
+                );
+            }
         } else {
             let _ = writeln!(text, "{line}");
         }
     }
-    text
+    text + &left_out()
 }
 
 fn row(spec: &Spec) -> String {
     let (took, name) = (seconds(spec.took), short(&spec.name));
     format!("| {} | {took} | {name} |", spec.state)
 }
+
+/// The part of the table that `external-skip.txt` is.
+const LEFT_OUT: &str = "## Left out";
 
 /// A spec's name without what they all begin with.
 fn short(name: &str) -> &str {
@@ -169,6 +175,15 @@ fn table(cluster: &Cluster, specs: &[Spec], date: &str) -> String {
     for (reason, specs) in reasons {
         let _ = writeln!(text, "| {specs} | {reason} |");
     }
+    text + &left_out()
+}
+
+/// What never runs, and why.
+fn left_out() -> String {
+    let mut text = format!("\n{LEFT_OUT}\n\n| specs whose name matches | reason |\n| --- | --- |\n");
+    for (expression, reason) in external::left_out() {
+        let _ = writeln!(text, "| `{}` | {reason} |", expression.replace('|', "\\|"));
+    }
     text
 }
 
@@ -200,14 +215,21 @@ mod tests {
             "2026-11-29",
         );
         assert!(
-            now.contains("2 passed, 1 failed, 3 skipped; 2026-11-28.\n2 specs failed at first"),
+            now.contains("2 passed, 1 failed, 3 skipped; 2026-11-28.\n2 that had failed"),
             "{now}"
         );
         assert!(
             now.contains("| passed | 4.00 s | PV b |\n| failed | 4.00 s | PV c |\n"),
             "{now}"
         );
-        assert!(now.ends_with("| 3 | why |\n"));
+        assert!(now.contains("| 3 | why |\n\n## Left out\n"), "{now}");
         assert_eq!(names_of_failed(&now), ["PV c"]);
+        // One that is left out by now.
+        let now = renewed(&now, &[], "2026-11-30");
+        assert!(
+            now.contains("2 passed, 0 failed, 3 skipped") && !now.contains("PV c"),
+            "{now}"
+        );
+        assert_eq!(now.matches(LEFT_OUT).count(), 1);
     }
 }
