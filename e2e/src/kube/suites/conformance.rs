@@ -124,7 +124,7 @@ fn renewed(table: &str, specs: &[Spec], date: &str) -> String {
                 let again = specs.len();
                 let _ = writeln!(
                     text,
-                    "{again} that had failed were run again on {date}, after the lab or the driver was mended."
+                    "Of these, run again on {date} after what made them fail was mended: {again}."
                 );
             }
         } else {
@@ -215,7 +215,7 @@ mod tests {
             "2026-11-29",
         );
         assert!(
-            now.contains("2 passed, 1 failed, 3 skipped; 2026-11-28.\n2 that had failed"),
+            now.contains("2 passed, 1 failed, 3 skipped; 2026-11-28.\nOf these, run again on 2026-11-29 after what made them fail was mended: 2.\n"),
             "{now}"
         );
         assert!(
