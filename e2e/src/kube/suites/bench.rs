@@ -114,7 +114,8 @@ async fn applied(cluster: &Cluster, object: &serde_json::Value, what: &str, name
 
 /// Resident memory in KiB of each program of the product and its sidecars: the largest on any node.
 async fn memory(cluster: &Cluster) -> Result<BTreeMap<String, u64>> {
-    let script = "for p in /proc/[0-9]*; do n=$(tr '\\0' ' ' < $p/cmdline 2>/dev/null); case \"$n\" in \
+    // Not this shell: the names are in its arguments.
+    let script = "for p in /proc/[0-9]*; do [ $p != /proc/$$ ] || continue; n=$(tr '\\0' ' ' < $p/cmdline 2>/dev/null); case \"$n\" in \
                   *storagelink-csi\\ node*) n=storagelink-csi-node;; *storagelink-csi\\ controller*) n=storagelink-csi-controller;; \
                   */csi-*) n=${n%% *}; n=${n##*/};; *) continue;; esac; echo $n $(awk '/VmRSS/ { print $2 }' $p/status); done";
     let mut all = BTreeMap::new();
