@@ -33,19 +33,21 @@ pub fn of_disk(host: &Host, disk: &ScsiDisk) -> Option<u32> {
         .find_map(|part| part.strip_prefix("session")?.parse().ok())
 }
 
-/// The addresses of all SCSI devices of a session: with iscsi_tcp it has a SCSI host of its own.
+/// Number of the SCSI host of a session: with iscsi_tcp each has one of its own.
+fn scsi_host(host: &Host, session: u32) -> Option<u32> {
+    let directory = host
+        .sysfs
+        .canonical(&format!("class/iscsi_session/session{session}"))
+        .ok()?;
+    directory
+        .split('/')
+        .find_map(|part| part.strip_prefix("host")?.parse().ok())
+}
+
+/// The addresses of all SCSI devices of a session.
 #[must_use]
 pub fn devices(host: &Host, session: u32) -> Vec<Hctl> {
-    let number = || {
-        let directory = host
-            .sysfs
-            .canonical(&format!("class/iscsi_session/session{session}"))
-            .ok()?;
-        directory
-            .split('/')
-            .find_map(|part| part.strip_prefix("host")?.parse::<u32>().ok())
-    };
-    let Some(number) = number() else {
+    let Some(number) = scsi_host(host, session) else {
         return Vec::new();
     };
     let all = host.sysfs.list("class/scsi_device").unwrap_or_default();
@@ -79,17 +81,8 @@ pub fn ends(host: &Host, session: u32) -> Option<(IpAddr, SocketAddr)> {
     let connection = format!("class/iscsi_connection/connection{session}:0");
     let peer: IpAddr = read(format!("{connection}/address"))?.parse().ok()?;
     let port: u16 = read(format!("{connection}/port"))?.parse().ok()?;
-    let scsi_host = {
-        let directory = host
-            .sysfs
-            .canonical(&format!("class/iscsi_session/session{session}"));
-        directory
-            .ok()?
-            .split('/')
-            .find(|part| part.starts_with("host"))?
-            .to_owned()
-    };
-    let local: IpAddr = read(format!("class/iscsi_host/{scsi_host}/ipaddress"))?
+    let number = scsi_host(host, session)?;
+    let local: IpAddr = read(format!("class/iscsi_host/host{number}/ipaddress"))?
         .parse()
         .ok()?;
     Some((local, SocketAddr::new(peer, port)))
