@@ -17,7 +17,11 @@ use std::{
 
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::{Engine, KERNEL_DEADLINE, Map, full, kernel_events::KernelEvents, view};
+use super::{
+    Engine, KERNEL_DEADLINE, Map, full,
+    kernel_events::{KernelEvents, next_of},
+    view,
+};
 use crate::{
     Host,
     host::{Connection, DevNo},
@@ -49,12 +53,7 @@ impl Engine {
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let event = async {
-                match &links {
-                    Some(links) => links.next().await,
-                    None => std::future::pending().await,
-                }
-            };
+            let event = next_of(links.as_ref());
             let links_changed = tokio::select! {
                 _ = look.tick() => false,
                 event = event => match event {

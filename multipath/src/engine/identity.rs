@@ -11,7 +11,7 @@ use tokio::{task::JoinSet, time::Instant};
 
 use super::{
     Change, Engine, KERNEL_DEADLINE, Map, PathView, ProveError, full,
-    kernel_events::KernelEvents,
+    kernel_events::{KernelEvents, next_of},
     monitor::{Busy, CHECK, Shared},
 };
 use crate::{Hctl, scsi_device, worker};
@@ -38,12 +38,7 @@ impl Engine {
         let mut next = Instant::now() + CYCLE;
         let mut rest = Instant::now();
         loop {
-            let event = async {
-                match &events {
-                    Some(events) => events.next().await,
-                    None => std::future::pending().await,
-                }
-            };
+            let event = next_of(events.as_ref());
             tokio::select! {
                 () = tokio::time::sleep_until(next) => {
                     self.prove_again(&memory).await;

@@ -74,7 +74,7 @@ impl KernelEvents {
     }
 
     /// Waits for an event of interest; those that are there already count as one.
-    pub(super) async fn next(&self) -> io::Result<()> {
+    async fn next(&self) -> io::Result<()> {
         let mut buffer = [0u8; 8192];
         loop {
             let mut ready = self.socket.readable().await?;
@@ -96,6 +96,14 @@ impl KernelEvents {
                 return Ok(());
             }
         }
+    }
+}
+
+/// The next event of a listener; without one, never.
+pub(super) async fn next_of(events: Option<&KernelEvents>) -> io::Result<()> {
+    match events {
+        Some(events) => events.next().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -15,7 +15,9 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    Engine, KERNEL_DEADLINE, Map, PathView, ProveError, ViewError, full, kernel_events::KernelEvents, view,
+    Engine, KERNEL_DEADLINE, Map, PathView, ProveError, ViewError, full,
+    kernel_events::{KernelEvents, next_of},
+    view,
 };
 use crate::{Hctl, Host, Wwid, host::DevNo, worker};
 
@@ -133,12 +135,7 @@ impl Engine {
             } else {
                 sweep.min(Instant::now() + REPAIR_LOOK)
             };
-            let event = async {
-                match &uevents {
-                    Some(uevents) => uevents.next().await,
-                    None => std::future::pending().await,
-                }
-            };
+            let event = next_of(uevents.as_ref());
             tokio::select! {
                 () = &mut stop => return,
                 () = tokio::time::sleep_until(next) => {}
