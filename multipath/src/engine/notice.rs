@@ -3,9 +3,9 @@
 
 use std::collections::hash_map::Entry;
 
-use tokio::sync::broadcast;
+use tokio::{sync::broadcast, time::Instant};
 
-use super::{Engine, Map, PathView, monitor::Shared};
+use super::{Engine, Map, PathView, flapping::Losses, monitor::Shared};
 use crate::Wwid;
 
 /// Notices that a slow listener may be behind.
@@ -20,9 +20,11 @@ pub enum Change {
     Back,
     /// It leads to another disk; no I/O goes to it.
     Misled,
+    /// It was down while the volume grew and is out of the map.
+    LeftOut,
 }
 
-/// A path that was lost, is back, or leads elsewhere.
+/// A path that was lost, is back, leads elsewhere, or was left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// The volume's id, as in the map's name.
@@ -56,10 +58,15 @@ impl Engine {
 
     pub(super) fn notice(&self, map: &Map, memory: &Shared) {
         for path in map.paths() {
-            let mut memory = memory.get();
+            let now = Instant::now();
+            let mut guard = memory.get();
+            let memory = &mut *guard;
             let told = match (path.is_usable(), memory.lost.entry(path.devno)) {
                 (false, Entry::Vacant(entry)) => {
                     entry.insert((path.name.clone(), path.portal.clone()));
+                    let losses = memory.losses.get(&path.devno);
+                    let losses = losses.map_or_else(|| Losses::first(now), |before| before.again(now));
+                    memory.losses.insert(path.devno, losses);
                     Some(notice(map, path, Change::Lost, Default::default()))
                 }
                 (true, Entry::Occupied(entry)) => Some(notice(map, path, Change::Back, entry.remove())),
@@ -76,8 +83,8 @@ impl Engine {
 /// `names`: of device and portal, where they are not known any more.
 fn notice(map: &Map, path: &PathView, change: Change, names: (String, String)) -> Notice {
     let or = |name: &String, known: String| if name.is_empty() { known } else { name.clone() };
-    let usable =
-        |other: &&PathView| other.is_usable() && (change != Change::Misled || other.devno != path.devno);
+    let out = matches!(change, Change::Misled | Change::LeftOut);
+    let usable = |other: &&PathView| other.is_usable() && !(out && other.devno == path.devno);
     Notice {
         volume: map.volume.clone(),
         wwid: map.wwid.clone(),
