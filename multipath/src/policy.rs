@@ -211,6 +211,18 @@ fn number(text: &str, most: u64) -> Result<u64, Unknown> {
     }
 }
 
+impl NoPathRetry {
+    /// What becomes of I/O, for people.
+    #[must_use]
+    pub fn explained(self) -> String {
+        match self {
+            Self::Fail => "I/O fails until one is back".to_owned(),
+            Self::For(time) => format!("I/O waits {} s for one, then fails", time.as_secs()),
+            Self::Queue => "I/O waits until one is back".to_owned(),
+        }
+    }
+}
+
 impl FromStr for NoPathRetry {
     type Err = Unknown;
     fn from_str(text: &str) -> Result<Self, Unknown> {

@@ -6,7 +6,7 @@ use std::collections::hash_map::Entry;
 use tokio::{sync::broadcast, time::Instant};
 
 use super::{Engine, Map, PathView, flapping::Losses, monitor::Shared};
-use crate::Wwid;
+use crate::{Wwid, policy::NoPathRetry};
 
 /// Notices that a slow listener may be behind.
 pub(super) const BACKLOG: usize = 256;
@@ -41,6 +41,8 @@ pub struct Notice {
     pub usable: usize,
     /// All paths of the map.
     pub paths: usize,
+    /// What becomes of its I/O without a usable path.
+    pub no_path_retry: NoPathRetry,
 }
 
 impl Engine {
@@ -53,7 +55,7 @@ impl Engine {
     /// Tells of one path now.
     pub(super) fn tell(&self, map: &Map, path: &PathView, change: Change) {
         // An error: nobody listens.
-        let _ = self.notices.send(notice(map, path, change, Default::default()));
+        let _ = self.notices.send(self.of(map, path, change, Default::default()));
     }
 
     pub(super) fn notice(&self, map: &Map, memory: &Shared) {
@@ -67,9 +69,9 @@ impl Engine {
                     let losses = memory.losses.get(&path.devno);
                     let losses = losses.map_or_else(|| Losses::first(now), |before| before.again(now));
                     memory.losses.insert(path.devno, losses);
-                    Some(notice(map, path, Change::Lost, Default::default()))
+                    Some(self.of(map, path, Change::Lost, Default::default()))
                 }
-                (true, Entry::Occupied(entry)) => Some(notice(map, path, Change::Back, entry.remove())),
+                (true, Entry::Occupied(entry)) => Some(self.of(map, path, Change::Back, entry.remove())),
                 _ => None,
             };
             if let Some(told) = told {
@@ -78,20 +80,21 @@ impl Engine {
             }
         }
     }
-}
 
-/// `names`: of device and portal, where they are not known any more.
-fn notice(map: &Map, path: &PathView, change: Change, names: (String, String)) -> Notice {
-    let or = |name: &String, known: String| if name.is_empty() { known } else { name.clone() };
-    let out = matches!(change, Change::Misled | Change::LeftOut);
-    let usable = |other: &&PathView| other.is_usable() && !(out && other.devno == path.devno);
-    Notice {
-        volume: map.volume.clone(),
-        wwid: map.wwid.clone(),
-        change,
-        device: or(&path.name, names.0),
-        portal: or(&path.portal, names.1),
-        usable: map.paths().filter(usable).count(),
-        paths: map.paths().count(),
+    /// `names`: of device and portal, where they are not known any more.
+    fn of(&self, map: &Map, path: &PathView, change: Change, names: (String, String)) -> Notice {
+        let or = |name: &String, known: String| if name.is_empty() { known } else { name.clone() };
+        let out = matches!(change, Change::Misled | Change::LeftOut);
+        let usable = |other: &&PathView| other.is_usable() && !(out && other.devno == path.devno);
+        Notice {
+            volume: map.volume.clone(),
+            wwid: map.wwid.clone(),
+            change,
+            device: or(&path.name, names.0),
+            portal: or(&path.portal, names.1),
+            usable: map.paths().filter(usable).count(),
+            paths: map.paths().count(),
+            no_path_retry: self.policy(&map.wwid).no_path_retry,
+        }
     }
 }
