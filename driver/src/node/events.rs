@@ -354,7 +354,7 @@ fn of_volume(notice: &Notice, node: &str) -> (EventType, &'static str, String) {
             EventType::Warning,
             "PathLeftOut",
             format!(
-                "node {node}: the path over {portal} was down while the volume grew; it is used again when it is back; \
+                "node {node}: the path over {portal} is down and held the others up: it is out of the map until it is back; \
                  I/O goes on over {usable} other paths"
             ),
         ),

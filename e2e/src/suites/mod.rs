@@ -1,6 +1,7 @@
 //! What is proved on real kernels. One lab serves all suites: an array and two nodes, the first without udev, the second
 //! with it, the controller beside the first node's plugin.
 
+pub mod alua;
 pub mod cluster;
 pub mod failover;
 pub mod kill;
@@ -30,6 +31,8 @@ pub enum Suite {
     MainJob,
     /// A path lost silently, by carrier, by reset, under a writer
     Failover,
+    /// An array with a path in standby
+    Alua,
     /// Two volumes on one target, from one node and from two
     Sharing,
     /// A wrong identity in the publish context
@@ -55,6 +58,7 @@ impl Suite {
             Self::All => vec![
                 Self::MainJob,
                 Self::Failover,
+                Self::Alua,
                 Self::Sharing,
                 Self::WrongWwid,
                 Self::Remap,
@@ -93,6 +97,7 @@ pub async fn run(suite: Suite, artifacts: &Artifacts, places: &Places) -> Result
         let outcome = match suite {
             Suite::MainJob => main_job::run(&report, &cluster).await,
             Suite::Failover => failover::run(&report, &cluster).await,
+            Suite::Alua => alua::run(&report, &cluster).await,
             Suite::Sharing => sharing::run(&report, &cluster).await,
             Suite::WrongWwid => wrong_wwid::run(&report, &cluster).await,
             Suite::Remap => remap::run(&report, &cluster).await,

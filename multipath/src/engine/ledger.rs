@@ -307,6 +307,15 @@ impl Ledger {
 
     /// A lost path was checked; the text says why it stays lost.
     pub(super) fn checked(&self, map: &Map, path: &PathView, outcome: Result<(), String>) {
+        self.found(map, path, 1, outcome.err());
+    }
+
+    /// A lost path is not checked, for this reason.
+    pub(super) fn waits(&self, map: &Map, path: &PathView, why: &str) {
+        self.found(map, path, 0, Some(why.to_owned()));
+    }
+
+    fn found(&self, map: &Map, path: &PathView, checks: u64, news: Option<String>) {
         let mut book = self.book();
         let Some(record) = book.maps.get_mut(&map.name) else {
             return;
@@ -314,8 +323,7 @@ impl Ledger {
         let Some(known) = record.path(path, map) else {
             return;
         };
-        known.checks += 1;
-        let news = outcome.err();
+        known.checks += checks;
         let changed = known.last_check != news;
         known.last_check = news;
         drop(book);

@@ -18,6 +18,7 @@ mod no_path;
 mod notice;
 mod port_groups;
 mod remove;
+mod stuck;
 mod view;
 
 use std::{

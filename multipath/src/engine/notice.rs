@@ -20,7 +20,7 @@ pub enum Change {
     Back,
     /// It leads to another disk; no I/O goes to it.
     Misled,
-    /// It was down while the volume grew and is out of the map.
+    /// It is down and out of the map, because it held the others up: I/O that it had taken, or the volume's growth.
     LeftOut,
     /// No path of the map was usable for too long: its I/O fails. Of the map, not of a path.
     Failing,
