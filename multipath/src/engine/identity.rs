@@ -109,6 +109,7 @@ impl Engine {
     pub(super) async fn misled(&self, map: &Map, path: &PathView, error: &ProveError, busy: Busy) {
         tracing::error!(dm.name = map.name, wwid = %map.wwid, path = %path.devno, device = path.name, hctl = path.hctl,
             portal = path.portal, error = full(error), "the path leads to another disk: no I/O goes to it");
+        self.ledger().misled(map, path, &full(error));
         if path.active
             && let Err(error) = self.message(map, format!("fail_path {}", path.devno), busy).await
         {

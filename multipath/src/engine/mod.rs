@@ -9,6 +9,7 @@ mod connections;
 mod error;
 mod identity;
 mod kernel_events;
+mod ledger;
 mod monitor;
 mod no_path;
 mod notice;
@@ -27,6 +28,7 @@ use std::{
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 pub use error::{BuildError, ProveError, RemoveError};
+pub use ledger::{Ledger, MapRecord, MapState, PathRecord, STALL_BOUNDS};
 pub use monitor::REPAIR_LOOK;
 pub use no_path::NO_PATH_RETRY;
 pub use notice::{Change, Notice};
@@ -98,6 +100,7 @@ pub struct Engine {
     locks: Arc<Mutex<HashMap<Wwid, Weak<AsyncMutex<()>>>>>,
     notices: tokio::sync::broadcast::Sender<Notice>,
     connections_ended: Arc<AtomicU64>,
+    ledger: Ledger,
 }
 
 impl Engine {
@@ -109,6 +112,7 @@ impl Engine {
             locks: Arc::default(),
             notices: tokio::sync::broadcast::Sender::new(notice::BACKLOG),
             connections_ended: Arc::default(),
+            ledger: Ledger::default(),
         }
     }
 
@@ -122,6 +126,12 @@ impl Engine {
     #[must_use]
     pub fn connections_ended(&self) -> u64 {
         self.connections_ended.load(Ordering::Relaxed)
+    }
+
+    /// What became of the maps and paths since this process watches them.
+    #[must_use]
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
     }
 
     fn lock_of(&self, wwid: &Wwid) -> Lock {

@@ -122,6 +122,7 @@ impl Engine {
                 Ok(maps) => {
                     if all {
                         forget(&memory, &maps);
+                        self.ledger().forget(&maps);
                     }
                     unwell = self.tend(&maps, &memory);
                 }
@@ -166,6 +167,7 @@ impl Engine {
         for map in maps {
             let mut well = !map.suspended;
             if map.suspended {
+                self.ledger().saw(self.host(), map);
                 self.suspended(map, memory);
             } else {
                 memory.get().suspended.remove(&map.name);
@@ -266,7 +268,10 @@ impl Engine {
         })
         .await;
         let busy = match proven {
-            Ok((Ok(()), busy)) => busy,
+            Ok((Ok(()), busy)) => {
+                self.ledger().checked(map, path, Ok(()));
+                busy
+            }
             Ok((Err(error @ ProveError::Mismatch { .. }), busy)) => {
                 if memory.get().misled.insert(path.devno) {
                     self.misled(map, path, &error, busy).await;
@@ -274,11 +279,15 @@ impl Engine {
                 return;
             }
             Ok((Err(error), _)) => {
+                self.ledger().checked(map, path, Err(full(&error)));
                 tracing::debug!(dm.name = map.name, path = %path.devno, error = full(&error), "path is not ready");
                 return;
             }
             // Logged by the worker.
-            Err(_) => return,
+            Err(error) => {
+                self.ledger().checked(map, path, Err(full(&error)));
+                return;
+            }
         };
         memory.get().misled.remove(&path.devno);
         match self

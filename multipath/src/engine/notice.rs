@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 
 use tokio::sync::broadcast;
 
-use super::{Engine, Map, PathView, monitor::Shared};
+use super::{Engine, Map, MapState, PathView, monitor::Shared};
 use crate::Wwid;
 
 /// Notices that a slow listener may be behind.
@@ -20,6 +20,10 @@ pub enum Change {
     Back,
     /// It leads to another disk; no I/O goes to it.
     Misled,
+    /// No path of the map was usable for too long: its I/O fails. Of the map, not of a path.
+    Failing,
+    /// The map carries I/O again after it had failed some. Of the map, not of a path.
+    Recovered,
 }
 
 /// A path that was lost, is back, or leads elsewhere.
@@ -55,6 +59,7 @@ impl Engine {
     }
 
     pub(super) fn notice(&self, map: &Map, memory: &Shared) {
+        self.notice_map(map);
         for path in map.paths() {
             let mut memory = memory.get();
             let told = match (path.is_usable(), memory.lost.entry(path.devno)) {
@@ -70,6 +75,27 @@ impl Engine {
                 let _ = self.notices.send(told);
             }
         }
+    }
+}
+
+impl Engine {
+    /// Notes how the map is; tells when its I/O begins to fail, and when it no longer does.
+    fn notice_map(&self, map: &Map) {
+        let change = match self.ledger.saw(&self.host, map) {
+            Some((_, MapState::Failing)) => Change::Failing,
+            Some((MapState::Failing, MapState::Well | MapState::Degraded)) => Change::Recovered,
+            _ => return,
+        };
+        // An error: nobody listens.
+        let _ = self.notices.send(Notice {
+            volume: map.volume.clone(),
+            wwid: map.wwid.clone(),
+            change,
+            device: String::new(),
+            portal: String::new(),
+            usable: map.paths().filter(|path| path.is_usable()).count(),
+            paths: map.paths().count(),
+        });
     }
 }
 

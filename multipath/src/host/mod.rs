@@ -220,6 +220,14 @@ pub trait BlockDevices: Send + Sync {
     /// A path of a device node for this number that this process (and the programs it starts) can open. It makes the
     /// node in the plugin's own directory when `/dev` has none.
     fn node(&self, devno: DevNo, kernel_name: &str) -> io::Result<std::path::PathBuf>;
+    /// Where a node of this name is, or would be, in the plugin's own directory.
+    fn own_path(&self, name: &str) -> std::path::PathBuf;
+    /// Makes the node of this name in the plugin's own directory lead to this number.
+    fn own_node(&self, devno: DevNo, name: &str) -> io::Result<std::path::PathBuf>;
+    /// Removes the node of this name from the plugin's own directory; a missing one is fine.
+    fn remove_own_node(&self, name: &str) -> io::Result<()>;
+    /// Refuses writes to the whole device, or allows them (BLKROSET).
+    fn set_read_only(&self, devno: DevNo, kernel_name: &str, read_only: bool) -> io::Result<()>;
     /// Size in bytes (BLKGETSIZE64).
     fn size_bytes(&self, devno: DevNo, kernel_name: &str) -> io::Result<u64>;
     /// Writes dirty pages and drops the cache (fsync and BLKFLSBUF).

@@ -33,6 +33,8 @@ struct Session {
     address: String,
     port: u16,
     state: &'static str,
+    /// Seconds after a loss until waiting I/O fails, when somebody set it.
+    recovery_tmo: Option<u32>,
     /// How often it was logged in.
     logins: u32,
     /// Its other end does not answer.
@@ -50,6 +52,8 @@ struct Disk {
     diskseq: u64,
     /// Size when it was scanned or rescanned last.
     size_bytes: u64,
+    /// Writes are refused (BLKROSET).
+    read_only: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -89,6 +93,8 @@ struct State {
     fuse: Option<usize>,
     /// Changing calls so far.
     changes: usize,
+    /// Device nodes in the plugin's own directory.
+    nodes: BTreeMap<PathBuf, DevNo>,
 }
 
 impl State {
@@ -241,6 +247,7 @@ impl SimKernel {
             address: address.to_owned(),
             port,
             state: "LOGGED_IN",
+            recovery_tmo: None,
             logins: 1,
             silent: false,
             unplugged: false,
@@ -353,6 +360,27 @@ impl SimKernel {
         self.state().changes
     }
 
+    /// The device behind a node in the plugin's own directory, and whether it refuses writes.
+    #[must_use]
+    pub fn own_device(&self, node: &std::path::Path) -> Option<(DevNo, bool)> {
+        let state = self.state();
+        let devno = *state.nodes.get(node)?;
+        let (_, disk) = state.disk_by_devno(devno)?;
+        Some((devno, disk.read_only))
+    }
+
+    /// Identity of what answers behind a block device now.
+    #[must_use]
+    pub fn identity(&self, devno: DevNo) -> Option<Wwid> {
+        self.state().identity(devno).map(|(wwid, _)| wwid)
+    }
+
+    /// The time that was set for a session to come back before its I/O fails, in seconds.
+    #[must_use]
+    pub fn recovery_tmo(&self, session: u32) -> Option<u32> {
+        self.state().sessions.get(&session)?.recovery_tmo
+    }
+
     /// Holds a map open, or closes it.
     pub fn set_open_count(&self, map: &str, count: u32) {
         if let Some(map) = self.state().maps.get_mut(map) {
@@ -397,6 +425,34 @@ impl SimKernel {
 impl BlockDevices for SimKernel {
     fn node(&self, _: DevNo, kernel_name: &str) -> io::Result<PathBuf> {
         Ok(PathBuf::from("/dev").join(kernel_name))
+    }
+
+    fn own_path(&self, name: &str) -> PathBuf {
+        PathBuf::from("/state/dev").join(name)
+    }
+
+    fn own_node(&self, devno: DevNo, name: &str) -> io::Result<PathBuf> {
+        let mut state = self.state();
+        state.change("MKNOD")?;
+        let node = self.own_path(name);
+        state.nodes.insert(node.clone(), devno);
+        Ok(node)
+    }
+
+    fn remove_own_node(&self, name: &str) -> io::Result<()> {
+        let mut state = self.state();
+        state.change("UNLINK")?;
+        state.nodes.remove(&self.own_path(name));
+        Ok(())
+    }
+
+    fn set_read_only(&self, devno: DevNo, _: &str, read_only: bool) -> io::Result<()> {
+        let mut state = self.state();
+        state.change("BLKROSET")?;
+        let disk = state.disks.values_mut().find(|disk| disk.devno == devno);
+        let disk = disk.ok_or_else(|| io::Error::from_raw_os_error(nix::libc::ENXIO))?;
+        disk.read_only = read_only;
+        Ok(())
     }
 
     fn size_bytes(&self, devno: DevNo, _: &str) -> io::Result<u64> {

@@ -62,6 +62,7 @@ impl State {
                     "targetname" => Some(session.target.clone()),
                     "state" => Some(session.state.to_owned()),
                     "initiatorname" => Some(String::new()),
+                    "recovery_tmo" => session.recovery_tmo.map(|seconds| seconds.to_string()),
                     _ => None,
                 }
             }
@@ -99,7 +100,7 @@ impl State {
         match rest {
             ["dev"] => Some(disk.devno.to_string()),
             ["size"] => Some((disk.size_bytes / 512).to_string()),
-            ["ro"] => Some("0".to_owned()),
+            ["ro"] => Some(u8::from(disk.read_only).to_string()),
             ["diskseq"] => Some(disk.diskseq.to_string()),
             ["stat"] => Some("0 0 0 0 0 0 0 0 0 0 0".to_owned()),
             _ => None,
@@ -182,6 +183,7 @@ impl State {
             state: "running".to_owned(),
             diskseq: u64::from(number),
             size_bytes,
+            read_only: false,
         };
         self.disks.insert(hctl, disk);
     }
@@ -225,6 +227,14 @@ impl State {
                     "rescan" => disk.size_bytes = size.unwrap_or(disk.size_bytes),
                     _ => return Err(missing()),
                 }
+                Ok(())
+            }
+            ["class", "iscsi_session", session, "recovery_tmo"] => {
+                let id = session
+                    .strip_prefix("session")
+                    .and_then(|n| n.parse::<u32>().ok());
+                let session = id.and_then(|id| self.sessions.get_mut(&id)).ok_or_else(missing)?;
+                session.recovery_tmo = Some(value.parse().map_err(|_| refused())?);
                 Ok(())
             }
             _ => Err(missing()),
