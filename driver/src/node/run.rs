@@ -21,6 +21,7 @@ use super::{
     Config, Node, NodeService, Outside, events, info, iscsid,
     journal::Entry,
     registration::{self, Registrar},
+    switch::FIRST_ANSWER,
 };
 use crate::{
     attach::iscsi::{self, Initiator},
@@ -74,6 +75,12 @@ pub struct NodeArgs {
     /// Tell Kubernetes Events, as the pod's own service account.
     #[arg(long)]
     pub kube_events: bool,
+    /// Stage volumes with multipathing; the Node's annotation storagelink.io/multipathing overrules it.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    pub multipathing: bool,
+    /// Watch this Node's annotations storagelink.io/multipathing and storagelink.io/multipathhandle.
+    #[arg(long)]
+    pub watch_node: bool,
     /// Address and port for /livez, /readyz and /metrics.
     #[arg(long)]
     pub http_listen: Option<SocketAddr>,
@@ -129,6 +136,7 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         initiator_name_file,
         fabrics,
         state_dir: args.state_dir,
+        multipathing: args.multipathing,
         host_root,
     };
     let outside = Outside {
@@ -154,6 +162,8 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         true => tell_events(&node, notices, warnings).await,
         false => None,
     };
+    let watching = annotations(&node, args.watch_node).await;
+    let told = tokio::spawn(node.clone().keep_telling());
     // In the background: nobody has to wait for it.
     let resumed = tokio::spawn({
         let node = node.clone();
@@ -171,7 +181,7 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         let (node, notices) = (node.clone(), engine.listen());
         async move { node.rejoin(notices).await }
     });
-    let metrics = Metrics::of_node(engine.clone());
+    let metrics = Metrics::of_node(engine.clone(), node.told(), node.multipathing());
     let services = Services::new()
         .counted(metrics.calls())
         .with(IdentityService::new(topology).server())
@@ -191,7 +201,7 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         metrics,
     };
     let served = listen.until(stop, &stopping).await;
-    for task in [resumed, rejoined].into_iter().chain(events).chain(own_iscsid) {
+    for task in [resumed, rejoined, told].into_iter().chain(events).chain(watching).chain(own_iscsid) {
         task.abort();
     }
     if let Err(error) = monitor.await {
@@ -252,6 +262,35 @@ async fn tell_events(
             None
         }
     }
+}
+
+/// Watches the Node's annotations, when that is wanted, and waits a moment for their first state: a volume that is staged right away is then staged
+/// as they say. Otherwise the flag alone decides.
+async fn annotations(node: &Node, wanted: bool) -> Option<tokio::task::JoinHandle<()>> {
+    if !wanted {
+        let node = node.clone();
+        let forget = tokio::task::spawn_blocking(move || node.0.switch.only_the_flag());
+        if let Err(error) = forget.await {
+            tracing::error!(%error, "forgetting the annotation ended unexpectedly");
+        }
+        return None;
+    }
+    let client = match kube::Client::try_default().await {
+        Ok(client) => client,
+        Err(error) => {
+            tracing::warn!(
+                error = chain(&error),
+                "multipathing stays as it is: the cluster is not known"
+            );
+            return None;
+        }
+    };
+    let (heard, first) = tokio::sync::oneshot::channel();
+    let watching = tokio::spawn(node.clone().watch_annotations(client, heard));
+    if tokio::time::timeout(FIRST_ANSWER, first).await.is_err() {
+        tracing::warn!("the API server does not answer: multipathing is as it was");
+    }
+    Some(watching)
 }
 
 impl Node {

@@ -62,7 +62,7 @@ impl State {
                     "targetname" => Some(session.target.clone()),
                     "state" => Some(session.state.to_owned()),
                     "initiatorname" => Some(String::new()),
-                    "recovery_tmo" => session.recovery_tmo.map(|seconds| seconds.to_string()),
+                    "recovery_tmo" => Some(session.recovery_tmo.unwrap_or(0).to_string()),
                     _ => None,
                 }
             }
