@@ -53,11 +53,9 @@ const PATHS: [PathMetric; 4] = [
         "How often a path was put back to work",
         |path| path.reinstatements,
     ),
-    (
-        "path_checks",
-        "How often a lost path was checked",
-        |path| path.checks,
-    ),
+    ("path_checks", "How often a lost path was checked", |path| {
+        path.checks
+    }),
     (
         "path_io_failures",
         "How often the kernel failed a path, over all tables of its map",
@@ -85,8 +83,7 @@ impl Collector for Maps {
             }
         }
         let help = "How often a path of a volume led to another disk";
-        let mut metric =
-            encoder.encode_descriptor("identity_mismatches", help, None, MetricType::Counter)?;
+        let mut metric = encoder.encode_descriptor("identity_mismatches", help, None, MetricType::Counter)?;
         for map in &maps {
             count(&mut metric, &of_volume(map), map.mismatches)?;
         }
@@ -111,7 +108,11 @@ impl Maps {
         let mut metric = encoder.encode_descriptor("single_path_usable", help, None, MetricType::Gauge)?;
         for volume in &volumes {
             let Some(disk) = &volume.disk else { continue };
-            let path = if disk.portal.is_empty() { &disk.hctl } else { &disk.portal };
+            let path = if disk.portal.is_empty() {
+                &disk.hctl
+            } else {
+                &disk.portal
+            };
             let labels = of_path(&volume.volume, path);
             metric
                 .encode_family(&labels)?
@@ -130,12 +131,18 @@ impl Maps {
                 metric.encode_family(&labels)?.encode_gauge(&is)?;
             }
         }
-        let mut metric =
-            encoder.encode_descriptor("path_usable", "1 when a path carries I/O", None, MetricType::Gauge)?;
+        let mut metric = encoder.encode_descriptor(
+            "path_usable",
+            "1 when a path carries I/O",
+            None,
+            MetricType::Gauge,
+        )?;
         for map in maps {
             for path in &map.paths {
                 let labels = of_path(&map.volume, path.label());
-                metric.encode_family(&labels)?.encode_gauge(&i64::from(path.usable))?;
+                metric
+                    .encode_family(&labels)?
+                    .encode_gauge(&i64::from(path.usable))?;
             }
         }
         Ok(())

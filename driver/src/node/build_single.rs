@@ -16,7 +16,11 @@ use super::{
     validate::Access,
     view::Top,
 };
-use crate::{codes::chain, mount::MountError, publish_context::{Portal, PublishContext}};
+use crate::{
+    codes::chain,
+    mount::MountError,
+    publish_context::{Portal, PublishContext},
+};
 
 impl Work<'_> {
     /// Path, disk, file system.
@@ -54,7 +58,10 @@ impl Work<'_> {
         self.node.have_patience(&disk).await;
         let held = Held::Single(Single {
             devno: disk.devno,
-            disk: Some(storagelink_multipath::ScsiDisk { size_bytes: size, ..disk }),
+            disk: Some(storagelink_multipath::ScsiDisk {
+                size_bytes: size,
+                ..disk
+            }),
             noted: true,
         });
         let disk = self.node.disk(volume, &held).await.map_err(|e| self.mount(e))?;

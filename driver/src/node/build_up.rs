@@ -10,8 +10,8 @@ use storagelink_multipath::{Hctl, Map, MapSpec, ProvenPath, Wwid, engine::ProveE
 use super::{
     fault::Fault,
     journal::Entry,
-    remark::Remark,
     prepare::{Disk, Preparer, mount_request},
+    remark::Remark,
     stage::{StageError, Work},
     transport::Attached,
     validate::Access,
@@ -172,7 +172,12 @@ impl Work<'_> {
         })
     }
 
-    pub(super) async fn mount_it(&self, disk: &Disk, fs: FsType, entry: &mut Entry) -> Result<(), StageError> {
+    pub(super) async fn mount_it(
+        &self,
+        disk: &Disk,
+        fs: FsType,
+        entry: &mut Entry,
+    ) -> Result<(), StageError> {
         let Access::Mount { options, .. } = &self.request.capability.access else {
             return Ok(());
         };

@@ -274,7 +274,10 @@ fn beginning(text: &str, bytes: usize) -> &str {
 /// The volumes whose paths over a portal were lost, or are back.
 fn by_portal(notices: &[Notice]) -> BTreeMap<(String, bool), BTreeSet<&str>> {
     let mut all: BTreeMap<_, BTreeSet<&str>> = BTreeMap::new();
-    for notice in notices.iter().filter(|n| matches!(n.change, Change::Lost | Change::Back)) {
+    for notice in notices
+        .iter()
+        .filter(|n| matches!(n.change, Change::Lost | Change::Back))
+    {
         let key = (notice.portal.clone(), notice.change == Change::Lost);
         all.entry(key).or_default().insert(&notice.volume);
     }
@@ -329,7 +332,9 @@ fn of_volume(notice: &Notice, node: &str) -> (EventType, &'static str, String) {
         (Change::Recovered, _) => (
             EventType::Normal,
             "IoRecovered",
-            format!("node {node}: I/O goes through again over {usable} of {paths} paths, after some had failed"),
+            format!(
+                "node {node}: I/O goes through again over {usable} of {paths} paths, after some had failed"
+            ),
         ),
         (Change::Lost, 1) if paths > 1 => (
             EventType::Warning,

@@ -5,13 +5,7 @@ use std::path::PathBuf;
 use storagelink_multipath::{Map, PathView, names, worker};
 use uuid::Uuid;
 
-use super::{
-    Inner,
-    fault::Fault,
-    prepare::Disk,
-    single::Single,
-    view,
-};
+use super::{Inner, fault::Fault, prepare::Disk, single::Single, view};
 use crate::mount::MountError;
 
 /// Time limit of making or finding a device node.

@@ -201,7 +201,12 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         metrics,
     };
     let served = listen.until(stop, &stopping).await;
-    for task in [resumed, rejoined, told].into_iter().chain(events).chain(watching).chain(own_iscsid) {
+    for task in [resumed, rejoined, told]
+        .into_iter()
+        .chain(events)
+        .chain(watching)
+        .chain(own_iscsid)
+    {
         task.abort();
     }
     if let Err(error) = monitor.await {

@@ -246,11 +246,19 @@ impl Inner {
             now.is_ok_and(|now| now != right).then_some(session)
         });
         let Ok(Some(session)) = session.await else { return };
-        let Ok(maps) = self.engine.maps().await else { return };
-        if maps.iter().flat_map(Map::paths).any(|path| path.session == Some(session)) {
+        let Ok(maps) = self.engine.maps().await else {
+            return;
+        };
+        if maps
+            .iter()
+            .flat_map(Map::paths)
+            .any(|path| path.session == Some(session))
+        {
             return;
         }
-        let set = worker::run("session-timer", LOOK, move || host.sysfs.write(&timer(session), &wanted));
+        let set = worker::run("session-timer", LOOK, move || {
+            host.sysfs.write(&timer(session), &wanted)
+        });
         // EBUSY while the session is away: the next look tries again.
         if let Ok(Err(error)) = set.await {
             tracing::debug!(%error, "cannot set the time that the session of a single path may stay away");

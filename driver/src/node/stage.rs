@@ -256,18 +256,23 @@ impl Work<'_> {
             self.free(&self.look(None).await?)?;
             return Ok(Before::New(entry));
         };
-        let of_record = || entry.as_ref().and_then(|e| e.publish_context.get("wwid").cloned());
+        let of_record = || {
+            entry
+                .as_ref()
+                .and_then(|e| e.publish_context.get("wwid").cloned())
+        };
         let wwid = match &held {
             Held::Map(map) => Some(map.wwid.to_string()),
             Held::Single(_) => of_record(),
         };
         if let Some(wwid) = wwid.filter(|wwid| *wwid != self.request.context.wwid) {
-            return Err(self.conflict(format!(
-                "with identity {wwid}, not {}",
-                self.request.context.wwid
-            )));
+            return Err(self.conflict(format!("with identity {wwid}, not {}", self.request.context.wwid)));
         }
-        let disk = self.node.disk(self.volume, &held).await.map_err(|e| self.mount(e))?;
+        let disk = self
+            .node
+            .disk(self.volume, &held)
+            .await
+            .map_err(|e| self.mount(e))?;
         let seen = self.look(Some(&disk)).await?;
         let how = match seen.at(self.staging) {
             Top::Foreign(_) => return self.free(&seen).map(|()| Before::New(None)),

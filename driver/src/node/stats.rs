@@ -131,7 +131,11 @@ impl Inner {
     fn condition(&self, held: &Held, here: &Use) -> VolumeCondition {
         let paths = match held {
             Held::Map(map) => {
-                let failed = self.engine.ledger().of(&map.volume).and_then(|known| known.failed_io);
+                let failed = self
+                    .engine
+                    .ledger()
+                    .of(&map.volume)
+                    .and_then(|known| known.failed_io);
                 of_map(map, failed.and_then(|(_, until)| until))
             }
             Held::Single(single) => of_single(single),
@@ -180,13 +184,21 @@ fn of_single(single: &Single) -> (bool, String) {
         return (true, "its only path is gone: I/O fails".to_owned());
     };
     let what = match disk.state.as_str() {
-        "running" => return (false, "its only path is usable; it is staged without multipathing".to_owned()),
+        "running" => {
+            return (
+                false,
+                "its only path is usable; it is staged without multipathing".to_owned(),
+            );
+        }
         _ if disk.is_blocked() => "I/O waits",
         _ => "I/O fails",
     };
     (
         true,
-        format!("its only path, {} at {}, is {}: {what}", disk.name, disk.hctl, disk.state),
+        format!(
+            "its only path, {} at {}, is {}: {what}",
+            disk.name, disk.hctl, disk.state
+        ),
     )
 }
 

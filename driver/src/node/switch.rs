@@ -35,7 +35,9 @@ pub(super) const FIRST_ANSWER: Duration = Duration::from_secs(5);
 
 /// A value that is not allowed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("annotation {annotation}: {value:?} is not allowed, it must be {allowed}; multipathing stays {stays}")]
+#[error(
+    "annotation {annotation}: {value:?} is not allowed, it must be {allowed}; multipathing stays {stays}"
+)]
 pub struct Wrong {
     /// Of which annotation.
     pub annotation: &'static str,
@@ -206,7 +208,9 @@ mod tests {
     use super::*;
 
     fn annotations(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-        let owned = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let owned = pairs
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
         owned.collect()
     }
 
@@ -219,9 +223,18 @@ mod tests {
         assert_eq!(of(&[(MULTIPATHING, "true"), (HANDLE, "dmp")]), Ok(true));
         assert_eq!(of(&[(HANDLE, "dmp")]), Ok(true));
         for (pairs, words) in [
-            ([(MULTIPATHING, "False"), (HANDLE, "dmp")], ["storagelink.io/multipathing", "\"False\"", "true or false"]),
-            ([(MULTIPATHING, ""), (HANDLE, "dmp")], ["storagelink.io/multipathing", "\"\"", "true or false"]),
-            ([(MULTIPATHING, "false"), (HANDLE, "rdac")], ["storagelink.io/multipathhandle", "\"rdac\"", "dmp"]),
+            (
+                [(MULTIPATHING, "False"), (HANDLE, "dmp")],
+                ["storagelink.io/multipathing", "\"False\"", "true or false"],
+            ),
+            (
+                [(MULTIPATHING, ""), (HANDLE, "dmp")],
+                ["storagelink.io/multipathing", "\"\"", "true or false"],
+            ),
+            (
+                [(MULTIPATHING, "false"), (HANDLE, "rdac")],
+                ["storagelink.io/multipathhandle", "\"rdac\"", "dmp"],
+            ),
         ] {
             let text = of(&pairs).expect_err("is not allowed").to_string();
             for word in words {
@@ -238,15 +251,22 @@ mod tests {
         let changes = switch.changes();
         assert!(switch.multipathing());
         assert_eq!(switch.apply(&annotations(&[])), None, "as it was");
-        let told = switch.apply(&annotations(&[(MULTIPATHING, "false")])).expect("news");
+        let told = switch
+            .apply(&annotations(&[(MULTIPATHING, "false")]))
+            .expect("news");
         assert!(!told.warning && told.note.contains("off"), "{told:?}");
         assert!(!switch.multipathing() && changes.has_changed().expect("a sender"));
-        let wrong = switch.apply(&annotations(&[(MULTIPATHING, "maybe")])).expect("a warning");
+        let wrong = switch
+            .apply(&annotations(&[(MULTIPATHING, "maybe")]))
+            .expect("a warning");
         assert!(wrong.warning && wrong.note.contains("stays off"), "{wrong:?}");
 
         let next = Switch::new(dir.path(), true);
         assert!(!next.multipathing(), "the API server was not asked yet");
-        assert!(next.apply(&annotations(&[])).is_some(), "the annotation was removed meanwhile");
+        assert!(
+            next.apply(&annotations(&[])).is_some(),
+            "the annotation was removed meanwhile"
+        );
         assert!(next.multipathing());
         assert!(Switch::new(dir.path(), true).multipathing());
 

@@ -84,7 +84,11 @@ impl Node {
             }
             self.0.tell(&mut before).await;
             let singles = before.written.values().any(|volume| volume.disk.is_some());
-            let next = if singles { slow.min(Instant::now() + OFTEN) } else { slow };
+            let next = if singles {
+                slow.min(Instant::now() + OFTEN)
+            } else {
+                slow
+            };
             let news = async {
                 tokio::select! {
                     _ = maps.changed() => {}
@@ -92,7 +96,10 @@ impl Node {
                     () = self.0.staged.notified() => {}
                 }
             };
-            if timeout(next.saturating_duration_since(Instant::now()), news).await.is_ok() {
+            if timeout(next.saturating_duration_since(Instant::now()), news)
+                .await
+                .is_ok()
+            {
                 tokio::time::sleep(TOGETHER).await;
                 maps.mark_unchanged();
                 setting.mark_unchanged();
@@ -129,8 +136,7 @@ impl Inner {
     async fn write(&self, volumes: Vec<Volume>, before: &mut Before) {
         let known = std::mem::take(&mut before.written);
         let state_dir = self.config.state_dir.clone();
-        let all: BTreeMap<String, Volume> =
-            volumes.iter().map(|v| (v.volume.clone(), v.clone())).collect();
+        let all: BTreeMap<String, Volume> = volumes.iter().map(|v| (v.volume.clone(), v.clone())).collect();
         let now = all.clone();
         let written = worker::run("tell-volumes", WRITE, move || {
             for volume in now.values().filter(|v| known.get(&v.volume) != Some(*v)) {
@@ -162,7 +168,9 @@ impl Inner {
             .map(|v| v.volume.clone())
             .collect();
         for volume in pending.difference(&before.pending) {
-            let Ok(uuid) = Uuid::try_parse(volume) else { continue };
+            let Ok(uuid) = Uuid::try_parse(volume) else {
+                continue;
+            };
             let (is, wanted) = match self.switch.multipathing() {
                 true => ("without", "with"),
                 false => ("with", "without"),
@@ -185,11 +193,16 @@ impl Inner {
         for volume in volumes {
             let (Some(disk), Some(old)) = (
                 &volume.disk,
-                before.written.get(&volume.volume).and_then(|old| old.disk.as_ref()),
+                before
+                    .written
+                    .get(&volume.volume)
+                    .and_then(|old| old.disk.as_ref()),
             ) else {
                 continue;
             };
-            let Ok(uuid) = Uuid::try_parse(&volume.volume) else { continue };
+            let Ok(uuid) = Uuid::try_parse(&volume.volume) else {
+                continue;
+            };
             let node = &self.config.node_name;
             let remark = match (old.state == "running", disk.state == "running") {
                 (true, false) => Remark::of_volume(
@@ -205,7 +218,10 @@ impl Inner {
                     ..Remark::of_volume(
                         "PathBack",
                         uuid,
-                        format!("node {node}: the only path, over portal {}, carries I/O again", disk.portal),
+                        format!(
+                            "node {node}: the only path, over portal {}, carries I/O again",
+                            disk.portal
+                        ),
                     )
                 },
                 _ => continue,
@@ -225,13 +241,21 @@ impl Inner {
         }
         let mut stopped = BTreeSet::new();
         for volume in volumes {
-            let Ok(uuid) = Uuid::try_parse(&volume.volume) else { continue };
-            let Ok(Some(held)) = self.held(uuid).await else { continue };
+            let Ok(uuid) = Uuid::try_parse(&volume.volume) else {
+                continue;
+            };
+            let Ok(Some(held)) = self.held(uuid).await else {
+                continue;
+            };
             if held.read_only() {
                 continue;
             }
-            let Ok(disk) = self.disk(uuid, &held).await else { continue };
-            let Ok(seen) = self.look(Some(&disk)).await else { continue };
+            let Ok(disk) = self.disk(uuid, &held).await else {
+                continue;
+            };
+            let Ok(seen) = self.look(Some(&disk)).await else {
+                continue;
+            };
             if seen.uses.iter().any(|u| !u.block && went_read_only(&u.mount)) {
                 stopped.insert(volume.volume.clone());
                 if !before.stopped.contains(&volume.volume) {
@@ -250,7 +274,9 @@ impl Inner {
 /// A file system of a kind that we mount, writable as a mount, and read-only by itself.
 fn went_read_only(mount: &MountPoint) -> bool {
     let has = |options: &str| options.split(',').any(|option| option == "ro");
-    FsType::ALL.iter().any(|fs| fs.name() == mount.fs_type) && has(&mount.super_options) && !has(&mount.options)
+    FsType::ALL.iter().any(|fs| fs.name() == mount.fs_type)
+        && has(&mount.super_options)
+        && !has(&mount.options)
 }
 
 /// The volumes of this node, and the disks of those without multipathing. Reads sysfs only.
@@ -289,7 +315,9 @@ fn volumes(
         }
         let found = noted.find(host, boot);
         let before = known.get(&volume).and_then(|v| v.disk.as_ref());
-        let state = found.as_ref().map_or_else(|| "gone".to_owned(), |disk| disk.state.clone());
+        let state = found
+            .as_ref()
+            .map_or_else(|| "gone".to_owned(), |disk| disk.state.clone());
         let portal = found
             .as_ref()
             .and_then(|disk| iscsi_session::of_disk(host, disk))

@@ -191,7 +191,11 @@ async fn stats_tell_bytes_inodes_and_the_state_of_the_paths() {
     assert!(!well.abnormal && well.message.contains("2 of 2"), "{well:?}");
 
     let first = lab.kernel.sessions(TARGET, "192.0.2.1", 3260)[0];
-    let metrics = crate::metrics::Metrics::of_node(lab.node.0.engine.clone());
+    let metrics = crate::metrics::Metrics::of_node(
+        lab.node.0.engine.clone(),
+        lab.node.told(),
+        lab.node.multipathing(),
+    );
     let paths = async |usable: usize, failed: usize| {
         let text = metrics.text().await.expect("metrics");
         for (state, number) in [("usable", usable), ("failed", failed)] {
