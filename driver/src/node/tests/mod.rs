@@ -213,6 +213,8 @@ impl Lab {
             .unwrap()
             .count();
         assert_eq!(records, 0, "records {when}");
+        let told = storagelink_multipath::told::read(self.state.path());
+        assert_eq!(told, [], "told {when}");
         assert_eq!(self.node.0.joins.running(), 0, "background tasks {when}");
     }
 
@@ -332,6 +334,7 @@ fn plugin(
         initiator_name_file: "/nowhere".into(),
         state_dir: state.to_owned(),
         multipathing: true,
+        host_config: false,
         host_root: None,
     };
     let outside = Outside {
