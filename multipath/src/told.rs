@@ -165,6 +165,23 @@ pub fn write(state_dir: &Path, volume: &Volume) -> io::Result<()> {
     fs::rename(&new, &path)
 }
 
+/// True when there is a file of this volume. Blocking.
+#[must_use]
+pub fn is_told(state_dir: &Path, volume: &str) -> bool {
+    file(state_dir, volume).exists()
+}
+
+/// Removes one volume's file; a missing one is fine. Blocking.
+///
+/// # Errors
+/// The file system refused.
+pub fn remove(state_dir: &Path, volume: &str) -> io::Result<()> {
+    match fs::remove_file(file(state_dir, volume)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Removes the files of volumes that are not among these. Blocking.
 ///
 /// # Errors

@@ -169,7 +169,7 @@ impl Journal {
         })
     }
 
-    fn path(&self, volume: Uuid) -> PathBuf {
+    pub(super) fn path(&self, volume: Uuid) -> PathBuf {
         self.directory.join(format!("{}.json", volume.hyphenated()))
     }
 

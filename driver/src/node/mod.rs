@@ -35,6 +35,7 @@ mod expand;
 pub mod fault;
 pub mod guard;
 mod held;
+pub mod host_config;
 pub mod info;
 mod iscsi;
 pub mod iscsid;
@@ -69,6 +70,7 @@ pub use stats::StatsError;
 pub use unstage::UnstageError;
 
 use guard::Guards;
+use host_config::HostConfig;
 use joins::Joins;
 use journal::{Journal, JournalError};
 use remark::Remark;
@@ -77,6 +79,8 @@ use tell::Told;
 use transport::Transport;
 use turns::Turns;
 
+/// Directory of device nodes below the state directory.
+const NODES: &str = "dev";
 /// Remarks that a slow listener may be behind.
 const REMARKS: usize = 64;
 
@@ -91,6 +95,8 @@ pub struct Config {
     pub fabrics: Fabrics,
     /// The plugin's state directory.
     pub state_dir: PathBuf,
+    /// Install what keeps others on this host away from our paths and maps.
+    pub host_config: bool,
     /// Volumes are staged with multipathing, as long as the Node does not say otherwise.
     pub multipathing: bool,
     /// Where a container sees the host's root; `None` when the plugin runs on the host itself.
@@ -131,6 +137,8 @@ struct Inner {
     remarks: broadcast::Sender<Remark>,
     /// With or without multipathing.
     switch: Switch,
+    /// What keeps others away.
+    host_config: HostConfig,
     /// A volume was staged or unstaged.
     staged: Notify,
     /// What was last told of the volumes.
@@ -144,6 +152,12 @@ impl Node {
     pub fn new(config: Config, outside: Outside) -> Result<Self, JournalError> {
         let journal = Journal::open(&config.state_dir)?;
         let switch = Switch::new(&config.state_dir, config.multipathing);
+        let host_config = HostConfig::new(config.host_root.as_deref(), config.host_config);
+        // Made here, so that a volume's end leaves nothing that was not there before.
+        for directory in [storagelink_multipath::told::DIRECTORY, NODES] {
+            let path = config.state_dir.join(directory);
+            std::fs::create_dir_all(&path).map_err(|source| JournalError { path, source })?;
+        }
         // Without a boot id every record counts as this boot's.
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Ok(Self(Arc::new(Inner {
@@ -159,6 +173,7 @@ impl Node {
             turns: Turns::default(),
             remarks: broadcast::Sender::new(REMARKS),
             switch,
+            host_config,
             staged: Notify::new(),
             told: Told::default(),
             boot: boot.trim().to_owned(),

@@ -13,6 +13,7 @@ use anyhow::Context;
 use storagelink_multipath::{
     Engine, Host,
     engine::{Change, Notice},
+    worker,
 };
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
@@ -81,6 +82,10 @@ pub struct NodeArgs {
     /// Watch this Node's annotations storagelink.io/multipathing and storagelink.io/multipathhandle.
     #[arg(long)]
     pub watch_node: bool,
+    /// Install udev rules and a part of multipath's configuration on the host, which keep multipathd, LVM and udisks away from paths and maps of
+    /// this driver; without it, remove those that an earlier plugin installed.
+    #[arg(long)]
+    pub install_host_config: bool,
     /// Address and port for /livez, /readyz and /metrics.
     #[arg(long)]
     pub http_listen: Option<SocketAddr>,
@@ -114,7 +119,7 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
     // After the look: it would find our own.
     let own_iscsid =
         (whose == Iscsid::OfPlugin).then(|| tokio::spawn(iscsid::keep_running(programs.clone())));
-    let host = Host::kernel(args.state_dir.join("dev"));
+    let host = Host::kernel(args.state_dir.join(super::NODES));
     let engine = Engine::new(host.clone());
     let mut attach = iscsi::Config::new(&args.state_dir);
     if let Some(root) = host_root.as_ref().filter(|_| whose == Iscsid::OfHost) {
@@ -137,6 +142,7 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         fabrics,
         state_dir: args.state_dir,
         multipathing: args.multipathing,
+        host_config: args.install_host_config,
         host_root,
     };
     let outside = Outside {
@@ -154,6 +160,7 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
             "the volumes' policies are not known: the defaults hold"
         );
     }
+    let warnings = warnings.into_iter().chain(node.configure_host().await).collect();
     // Before anybody calls: a suspended map hangs whatever touches it.
     if let Err(error) = engine.adopt().await {
         tracing::error!(error = chain(&error), "cannot look at this host's maps");
@@ -306,6 +313,26 @@ async fn annotations(node: &Node, wanted: bool) -> Option<tokio::task::JoinHandl
 }
 
 impl Node {
+    /// Installs or removes what keeps others away from our paths; what could not be done, in words. The volumes that are here already are
+    /// marked, and udev is told to look at their disks again.
+    async fn configure_host(&self) -> Vec<String> {
+        let config = self.0.host_config.clone();
+        let Ok(errors) = tokio::task::spawn_blocking(move || config.apply()).await else {
+            return Vec::new();
+        };
+        if self.0.host_config.wanted() {
+            for map in self.0.engine.maps().await.unwrap_or_default() {
+                self.0.mark(map.wwid.as_str()).await;
+                for path in map.paths().filter(|path| !path.name.is_empty()) {
+                    let (sysfs, uevent) = (self.0.host.sysfs.clone(), format!("block/{}/uevent", path.name));
+                    drop(worker::run("uevent", MODPROBE, move || sysfs.write(&uevent, "change")).await);
+                }
+            }
+        }
+        let texts = errors.iter().map(|error| chain(error));
+        texts.inspect(|text| tracing::warn!("{text}")).collect()
+    }
+
     /// Goes on from what a predecessor left: brings up paths that are missing, ends sessions that nobody uses.
     pub async fn go_on(&self) {
         self.bring_up_missing().await;

@@ -216,6 +216,7 @@ impl Inner {
         let _turn = self.turns.take(target).await;
         let mut entry = work.entry(&before);
         self.journal.put(volume, &entry).await?;
+        self.mark(&request.context.wwid).await;
         // One that is staged keeps what it has: only then is it not new.
         let multipath = matches!(before, Before::Staged(_)) || self.switch.multipathing();
         let built = match multipath {

@@ -40,13 +40,20 @@ const WRITE: Duration = Duration::from_secs(20);
 
 /// What was last told, shared with the metrics.
 #[derive(Clone, Debug, Default)]
-pub struct Told(Arc<Mutex<Vec<Volume>>>);
+pub struct Told {
+    volumes: Arc<Mutex<Vec<Volume>>>,
+    /// Held while files are written or removed.
+    files: Arc<Mutex<()>>,
+}
 
 impl Told {
     /// The volumes on this node.
     #[must_use]
     pub fn volumes(&self) -> Vec<Volume> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.volumes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -138,9 +145,17 @@ impl Inner {
         let state_dir = self.config.state_dir.clone();
         let all: BTreeMap<String, Volume> = volumes.iter().map(|v| (v.volume.clone(), v.clone())).collect();
         let now = all.clone();
+        let (files, journal) = (self.told.files.clone(), self.journal.clone());
         let written = worker::run("tell-volumes", WRITE, move || {
-            for volume in now.values().filter(|v| known.get(&v.volume) != Some(*v)) {
-                told::write(&state_dir, volume)?;
+            let _one = files.lock().unwrap_or_else(PoisonError::into_inner);
+            for volume in now.values() {
+                // One without a record was unstaged since the look.
+                let staged = Uuid::try_parse(&volume.volume).is_ok_and(|uuid| journal.path(uuid).exists());
+                let as_before =
+                    known.get(&volume.volume) == Some(volume) && told::is_told(&state_dir, &volume.volume);
+                if staged && !as_before {
+                    told::write(&state_dir, volume)?;
+                }
             }
             let names: Vec<&str> = now.keys().map(String::as_str).collect();
             told::keep(&state_dir, &names)
@@ -151,7 +166,19 @@ impl Inner {
             // Logged by the worker.
             Err(_) => {}
         }
-        *self.told.0.lock().unwrap_or_else(PoisonError::into_inner) = volumes;
+        *self.told.volumes.lock().unwrap_or_else(PoisonError::into_inner) = volumes;
+    }
+
+    /// The volume is gone from this node: so is what is told of it, before anybody hears that it is gone.
+    pub(super) async fn untell(&self, volume: Uuid) {
+        let (files, state_dir) = (self.told.files.clone(), self.config.state_dir.clone());
+        let removed = worker::run("untell-volume", WRITE, move || {
+            let _one = files.lock().unwrap_or_else(PoisonError::into_inner);
+            told::remove(&state_dir, &volume.to_string())
+        });
+        if let Ok(Err(error)) = removed.await {
+            tracing::warn!(volume.id = %volume, %error, "cannot remove what mpathutil is told");
+        }
     }
 
     fn say(&self, remark: Remark) {

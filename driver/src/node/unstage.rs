@@ -180,6 +180,7 @@ impl Inner {
         self.joins.stop(volume).await?;
         self.tear_down(volume, held, entry.as_ref()).await?;
         self.journal.settle(volume).await?;
+        self.untell(volume).await;
         self.staged.notify_one();
         Ok(())
     }
@@ -217,6 +218,9 @@ impl Inner {
         let done = self.transport.detach(&disks, context.as_ref()).await;
         done.map_err(|source| UnstageError::Transport { volume, source })?;
         let (block, name) = (self.host.block.clone(), names::map_name(&volume.to_string()));
+        if let Some(context) = context {
+            self.unmark(&context.wwid).await;
+        }
         let removed = worker::run("remove-node", NODE, move || block.remove_own_node(&name)).await;
         match removed {
             Ok(Ok(())) => {}

@@ -293,7 +293,7 @@ impl Ledger {
     }
 
     /// Drops maps that are no more.
-    pub(super) fn forget(&self, maps: &[Map]) {
+    pub fn forget(&self, maps: &[Map]) {
         let mut book = self.book();
         let before = book.maps.len();
         book.maps
