@@ -123,7 +123,9 @@ impl HostConfig {
     pub(super) fn unmark(&self, wwid: &str) -> Result<(), HostConfigError> {
         let path = self.root.join(OURS).join(wwid);
         match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(HostConfigError::Io { path, source }),
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(HostConfigError::Io { path, source })
+            }
             _ => Ok(()),
         }
     }
@@ -134,7 +136,10 @@ impl super::Inner {
     pub(super) async fn mark(&self, wwid: &str) {
         let (config, wwid) = (self.host_config.clone(), wwid.to_owned());
         if let Ok(Err(error)) = tokio::task::spawn_blocking(move || config.mark(&wwid)).await {
-            tracing::warn!(error = crate::codes::chain(&error), "cannot mark a volume for the host's udev");
+            tracing::warn!(
+                error = crate::codes::chain(&error),
+                "cannot mark a volume for the host's udev"
+            );
         }
     }
 
@@ -142,7 +147,10 @@ impl super::Inner {
     pub(super) async fn unmark(&self, wwid: &str) {
         let (config, wwid) = (self.host_config.clone(), wwid.to_owned());
         if let Ok(Err(error)) = tokio::task::spawn_blocking(move || config.unmark(&wwid)).await {
-            tracing::warn!(error = crate::codes::chain(&error), "cannot take back a volume's mark for the host's udev");
+            tracing::warn!(
+                error = crate::codes::chain(&error),
+                "cannot take back a volume's mark for the host's udev"
+            );
         }
     }
 }
@@ -151,7 +159,9 @@ impl super::Inner {
 fn is_ours(path: &Path) -> Result<bool, HostConfigError> {
     match fs::read(path) {
         Ok(content) if content.starts_with(MARK.as_bytes()) => Ok(true),
-        Ok(_) => Err(HostConfigError::NotOurs { path: path.to_owned() }),
+        Ok(_) => Err(HostConfigError::NotOurs {
+            path: path.to_owned(),
+        }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(source) => Err(HostConfigError::Io {
             path: path.to_owned(),
@@ -197,7 +207,9 @@ mod tests {
 
     fn files(root: &Path) -> Vec<String> {
         let all = FILES.map(|(name, _)| name).into_iter();
-        all.filter(|name| root.join(name).exists()).map(str::to_owned).collect()
+        all.filter(|name| root.join(name).exists())
+            .map(str::to_owned)
+            .collect()
     }
 
     #[test]
@@ -205,18 +217,29 @@ mod tests {
         let root = tempfile::tempdir().expect("temporary directory");
         let on = HostConfig::new(Some(root.path()), true);
         let off = HostConfig::new(Some(root.path()), false);
-        assert!(off.apply().is_empty() && files(root.path()).is_empty(), "nothing to remove");
+        assert!(
+            off.apply().is_empty() && files(root.path()).is_empty(),
+            "nothing to remove"
+        );
         assert!(on.apply().is_empty() && on.apply().is_empty(), "twice is as once");
         assert_eq!(files(root.path()).len(), FILES.len());
         let directory = root.path().join("etc/udev/rules.d");
-        assert_eq!(fs::read_dir(&directory).expect("a directory").count(), 3, "nothing else is left");
+        assert_eq!(
+            fs::read_dir(&directory).expect("a directory").count(),
+            3,
+            "nothing else is left"
+        );
 
         // An administrator's own, by the same name.
         let own = root.path().join(FILES[3].0);
         fs::write(&own, "defaults {}\n").expect("writes");
         let errors = on.apply();
         assert_eq!(errors.len(), 1);
-        assert!(errors[0].to_string().contains("conf.d/storagelink-csi.conf"), "{}", errors[0]);
+        assert!(
+            errors[0].to_string().contains("conf.d/storagelink-csi.conf"),
+            "{}",
+            errors[0]
+        );
         assert!(off.apply().is_empty());
         assert_eq!(files(root.path()), [FILES[3].0]);
         assert_eq!(fs::read_to_string(&own).expect("reads"), "defaults {}\n");
@@ -228,7 +251,9 @@ mod tests {
         let on = HostConfig::new(Some(root.path()), true);
         let wwid = "naa.6001405123456789abc4def812345678";
         let file = root.path().join(OURS).join(wwid);
-        HostConfig::new(Some(root.path()), false).mark(wwid).expect("nothing to do");
+        HostConfig::new(Some(root.path()), false)
+            .mark(wwid)
+            .expect("nothing to do");
         assert!(!file.exists());
         on.mark(wwid).expect("marks");
         assert!(file.exists() && FILES[1].1.contains("/run/storagelink-csi/wwid/$attr{wwid}"));

@@ -11,8 +11,9 @@ use std::{
 
 use anyhow::Context;
 use storagelink_multipath::{
-    Engine, Host, worker,
+    Engine, Host,
     engine::{Change, Notice},
+    worker,
 };
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;

@@ -50,7 +50,10 @@ impl Told {
     /// The volumes on this node.
     #[must_use]
     pub fn volumes(&self) -> Vec<Volume> {
-        self.volumes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.volumes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -148,7 +151,8 @@ impl Inner {
             for volume in now.values() {
                 // One without a record was unstaged since the look.
                 let staged = Uuid::try_parse(&volume.volume).is_ok_and(|uuid| journal.path(uuid).exists());
-                let as_before = known.get(&volume.volume) == Some(volume) && told::is_told(&state_dir, &volume.volume);
+                let as_before =
+                    known.get(&volume.volume) == Some(volume) && told::is_told(&state_dir, &volume.volume);
                 if staged && !as_before {
                     told::write(&state_dir, volume)?;
                 }

@@ -364,7 +364,9 @@ async fn metrics_name_each_path_by_its_portal_and_end_with_their_volume() {
     lab.kernel.heal(first);
     let text = shows(&[of_path("path_reinstatements_total", 1), state("well", 1)]).await;
     assert!(
-        text.contains(&format!("storagelink_no_path_seconds_count{{volume=\"{VOLUME}\"}} 0\n")),
+        text.contains(&format!(
+            "storagelink_no_path_seconds_count{{volume=\"{VOLUME}\"}} 0\n"
+        )),
         "{text}"
     );
     lab.unstage().await.expect("unstages");
