@@ -347,6 +347,14 @@ impl Cluster {
         Ok(Reborn { victim, channel })
     }
 
+    /// SIGKILL of the first node's plugin, then one with these arguments besides the usual ones.
+    pub async fn restart_plugin(&mut self, more: &[&str]) -> Result<()> {
+        self.end(Victim::Plugin).await?;
+        let channel = node::start_plugin_with(&self.lab, self.lab.node(0), more).await?;
+        self.nodes[0].channel = channel;
+        Ok(())
+    }
+
     /// Calls go to the fresh program from here on.
     pub fn meet(&mut self, reborn: Reborn) {
         match (reborn.victim, reborn.channel) {

@@ -10,6 +10,7 @@ pub mod many;
 pub mod remap;
 pub mod sanity;
 pub mod sharing;
+pub mod switch;
 pub mod tools;
 pub mod volume;
 pub mod wrong_wwid;
@@ -41,6 +42,8 @@ pub enum Suite {
     Remap,
     /// What an administrator sees: targetcli, mpathutil without the plugin, a volume that grows
     Tools,
+    /// Multipathing off and on again, and what mpathutil explain and the metrics say of a lost path
+    Switch,
     /// Thirty volumes at once on one node
     Many,
     /// csi-sanity on the live sockets
@@ -63,6 +66,7 @@ impl Suite {
                 Self::WrongWwid,
                 Self::Remap,
                 Self::Tools,
+                Self::Switch,
                 Self::Many,
                 Self::Sanity,
                 Self::Kill,
@@ -102,6 +106,7 @@ pub async fn run(suite: Suite, artifacts: &Artifacts, places: &Places) -> Result
             Suite::WrongWwid => wrong_wwid::run(&report, &cluster).await,
             Suite::Remap => remap::run(&report, &cluster).await,
             Suite::Tools => tools::run(&report, &mut cluster).await,
+            Suite::Switch => switch::run(&report, &mut cluster).await,
             Suite::Many => many::run(&report, &cluster).await,
             Suite::Sanity => sanity::run(&report, &cluster).await,
             Suite::Kill => kill::run(&report, &mut cluster).await,
