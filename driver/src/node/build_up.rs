@@ -60,6 +60,8 @@ impl Work<'_> {
             .await
             .map_err(|e| self.engine(Fault::build("build its map", e)))?;
         self.compare_selector(&map);
+        self.node
+            .compare_backstop(volume, self.request.context.policy.no_path_retry);
         let map = self.sized(map, &wwid).await?;
         if let Access::Mount { fs, .. } = self.request.capability.access {
             let disk = view::disk(&self.node.host, &map)

@@ -16,7 +16,7 @@
 //! systems; [`view`] reads the mount table; [`joins`] brings up late paths; [`transport`] is the seam to iSCSI; [`switch`] is the node's setting,
 //! read from its annotations; [`registration`] speaks with the kubelet, [`events`] tells the cluster, [`tell`] tells `mpathutil`; [`run`] is the program.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use storagelink_multipath::{Engine, host::Host};
 
@@ -28,6 +28,7 @@ use crate::{
     programs::Programs,
 };
 
+mod backstop;
 mod build_single;
 mod build_up;
 mod events;
@@ -97,6 +98,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Install what keeps others on this host away from our paths and maps.
     pub host_config: bool,
+    /// When the kernel is to fail I/O without a path by itself, on this whole host.
+    pub backstop: Option<Duration>,
     /// Volumes are staged with multipathing, as long as the Node does not say otherwise.
     pub multipathing: bool,
     /// Where a container sees the host's root; `None` when the plugin runs on the host itself.

@@ -70,6 +70,10 @@ pub struct NodeArgs {
     /// A fabric and its networks, <name>=<CIDR>[,<CIDR>]; once for each. The same on every node and in controller.toml.
     #[arg(long)]
     pub fabric: Vec<Fabric>,
+    /// Have the kernel fail I/O of every multipath map of this host, ours or not, so many seconds after the loss of its last path, when no plugin
+    /// does: longer than any volume's noPathRetry.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub no_path_backstop: Option<u32>,
     /// Load the kernel modules that are not loaded yet, with the host's modprobe.
     #[arg(long)]
     pub load_modules: bool,
@@ -142,6 +146,9 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         fabrics,
         state_dir: args.state_dir,
         multipathing: args.multipathing,
+        backstop: args
+            .no_path_backstop
+            .map(|seconds| Duration::from_secs(seconds.into())),
         host_config: args.install_host_config,
         host_root,
     };
@@ -153,6 +160,7 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         transport: Arc::new(initiator),
     };
     let node = Node::new(config, outside).context("state directory")?;
+    node.0.set_backstop().await;
     // Before the monitor decides anything.
     if let Err(error) = node.recall_policies().await {
         tracing::error!(

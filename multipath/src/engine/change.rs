@@ -218,8 +218,8 @@ impl Change<'_> {
                 return Err(BuildError::PathBlocked {
                     name: self.name.to_owned(),
                     devno: disk.devno,
-                    device: disk.name.clone(),
-                    state: disk.state.clone(),
+                    device: disk.name,
+                    state: disk.state,
                 });
             }
             disks.push(disk);

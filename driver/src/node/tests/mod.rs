@@ -334,6 +334,7 @@ fn plugin(
         initiator_name_file: "/nowhere".into(),
         state_dir: state.to_owned(),
         multipathing: true,
+        backstop: None,
         host_config: false,
         host_root: None,
     };

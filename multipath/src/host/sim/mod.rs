@@ -97,6 +97,8 @@ struct State {
     /// Bytes written, by identity and offset.
     data: HashMap<(Wwid, u64), u8>,
     next: u32,
+    /// Seconds until a map without a path fails its I/O by itself, as the module's parameter says.
+    queue_timeout: u64,
     /// Faults to come: operation and errno, each used once.
     faults: Vec<(String, i32)>,
     /// Operations that hang, with the calls that do.

@@ -66,6 +66,12 @@ impl State {
                     _ => None,
                 }
             }
+            [
+                "module",
+                "dm_multipath",
+                "parameters",
+                "queue_if_no_path_timeout_secs",
+            ] => Some(self.queue_timeout.to_string()),
             ["class", "iscsi_host", host, "ipaddress"] => {
                 let id = host.strip_prefix("host")?.parse().ok()?;
                 self.sessions.get(&id)?;
@@ -235,6 +241,15 @@ impl State {
                     .and_then(|n| n.parse::<u32>().ok());
                 let session = id.and_then(|id| self.sessions.get_mut(&id)).ok_or_else(missing)?;
                 session.recovery_tmo = Some(value.parse().map_err(|_| refused())?);
+                Ok(())
+            }
+            [
+                "module",
+                "dm_multipath",
+                "parameters",
+                "queue_if_no_path_timeout_secs",
+            ] => {
+                self.queue_timeout = value.parse().map_err(|_| refused())?;
                 Ok(())
             }
             _ => Err(missing()),
