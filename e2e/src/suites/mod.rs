@@ -7,6 +7,7 @@ pub mod failover;
 pub mod kill;
 pub mod main_job;
 pub mod many;
+pub mod policies;
 pub mod remap;
 pub mod sanity;
 pub mod sharing;
@@ -34,6 +35,8 @@ pub enum Suite {
     Failover,
     /// An array with a path in standby
     Alua,
+    /// The multipath parameters of a class
+    Policies,
     /// Two volumes on one target, from one node and from two
     Sharing,
     /// A wrong identity in the publish context
@@ -62,6 +65,7 @@ impl Suite {
                 Self::MainJob,
                 Self::Failover,
                 Self::Alua,
+                Self::Policies,
                 Self::Sharing,
                 Self::WrongWwid,
                 Self::Remap,
@@ -102,6 +106,7 @@ pub async fn run(suite: Suite, artifacts: &Artifacts, places: &Places) -> Result
             Suite::MainJob => main_job::run(&report, &cluster).await,
             Suite::Failover => failover::run(&report, &cluster).await,
             Suite::Alua => alua::run(&report, &cluster).await,
+            Suite::Policies => policies::run(&report, &cluster).await,
             Suite::Sharing => sharing::run(&report, &cluster).await,
             Suite::WrongWwid => wrong_wwid::run(&report, &cluster).await,
             Suite::Remap => remap::run(&report, &cluster).await,
