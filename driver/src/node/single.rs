@@ -6,8 +6,10 @@
 //!
 //! It must never take a disk for the volume's because of its name alone, and never delete one that says that it is another.
 
+use std::{fs::OpenOptions, os::unix::fs::OpenOptionsExt as _, path::Path, time::Duration};
+
+use nix::libc;
 use serde::{Deserialize, Serialize};
-use std::{path::Path, time::Duration};
 use storagelink_multipath::{
     Hctl, Host, Map, ScsiDisk, Wwid,
     engine::ProveError,
@@ -182,8 +184,8 @@ impl Inner {
         let Some(disk) = single.disk.clone() else {
             return Ok(None);
         };
-        if !disk.holders.is_empty() {
-            let source = format!("{} is held by {}", disk.name, disk.holders.join(", ")).into();
+        if let Some(user) = self.user_of(volume, single, &disk).await? {
+            let source = format!("{} is {user}", disk.name).into();
             return Err(UnstageError::InUse { volume, source });
         }
         if disk.is_running() && !disk.read_only {
@@ -213,6 +215,40 @@ impl Inner {
         tracing::error!(volume.id = %volume, device = disk.name, hctl = %disk.hctl, why = left,
             "the disk that the volume was on is not known to be the volume: it is left as it is");
         Ok(None)
+    }
+
+    /// What still uses the disk. A map is guarded by the kernel against a removal under its users; a disk is not: it goes under a mount too.
+    async fn user_of(
+        &self,
+        volume: Uuid,
+        single: &Single,
+        disk: &ScsiDisk,
+    ) -> Result<Option<String>, UnstageError> {
+        if !disk.holders.is_empty() {
+            return Ok(Some(format!("held by {}", disk.holders.join(", "))));
+        }
+        let mount = |source| UnstageError::Mount { volume, source };
+        let held = super::held::Held::Single(single.clone());
+        let node = self.disk(volume, &held).await.map_err(mount)?;
+        let seen = self.look(Some(&node)).await.map_err(mount)?;
+        if let Some(first) = seen.uses.first() {
+            return Ok(Some(format!("mounted at {}", first.mount.path.display())));
+        }
+        // Mounts in other namespaces, swap, and whoever has claimed it: the kernel refuses an exclusive open (block/bdev.c, bd_may_claim). One
+        // that does not take commands is not opened.
+        if !disk.is_running() {
+            return Ok(None);
+        }
+        let claimed = worker::run("claim-disk", LOOK, move || claimed(&node.node)).await;
+        match claimed {
+            Ok(claimed) => {
+                Ok(claimed.then(|| "mounted or claimed by something else on this host".to_owned()))
+            }
+            Err(source) => Err(UnstageError::Engine {
+                volume,
+                source: overdue(source),
+            }),
+        }
     }
 
     /// Reads the size of the disk again; its size in bytes.
@@ -272,6 +308,13 @@ fn step(step: &'static str, code: Code, source: impl std::error::Error + Send + 
         code,
         source: Box::new(source),
     }
+}
+
+/// Somebody has an exclusive claim on the device behind this node. Blocks like any open of a device.
+fn claimed(node: &Path) -> bool {
+    let flags = libc::O_EXCL | libc::O_NONBLOCK | libc::O_CLOEXEC;
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(node);
+    opened.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
 }
 
 /// Where the time is that a session may stay away before its I/O fails, in seconds (drivers/scsi/scsi_transport_iscsi.c).

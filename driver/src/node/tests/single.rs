@@ -184,6 +184,26 @@ async fn another_disk_is_never_used_and_never_deleted() {
 }
 
 #[tokio::test]
+async fn a_disk_is_never_taken_away_under_a_mount() {
+    let lab = Lab::new();
+    lab.multipathing("false");
+    lab.stage(ext4()).await.expect("stages");
+    let (volume, node) = (VOLUME.parse().unwrap(), &lab.node.0);
+    let held = node.held(volume).await.unwrap();
+    let entry = node.journal.get(volume).await.unwrap();
+    // As after a stage that failed behind its mount.
+    let refused = node.tear_down(volume, held, entry.as_ref()).await;
+    let text = refused
+        .map_err(|error| crate::codes::chain(&error))
+        .expect_err("it is mounted");
+    assert!(text.contains("busy") && text.contains(STAGING), "{text}");
+    assert_eq!(lab.kernel.disks().len(), 1);
+    assert!(lab.stats(STAGING).await.is_ok());
+    lab.unstage().await.expect("unstages");
+    lab.assert_clean("after unstage");
+}
+
+#[tokio::test]
 async fn a_lost_path_waits_then_fails_and_never_hangs_an_unstage() {
     let lab = Lab::new();
     lab.multipathing("false");
