@@ -50,6 +50,8 @@ pub struct SingleDisk {
     pub diskseq: u64,
     /// Boot of the machine in which these are true.
     pub boot: String,
+    /// What the time was that its session may stay away, in seconds, before it was given [`PATIENCE`]; none when it has no session.
+    pub patience_was: Option<u32>,
 }
 
 impl SingleDisk {
@@ -59,6 +61,7 @@ impl SingleDisk {
             devno: disk.devno.to_string(),
             diskseq: disk.diskseq,
             boot: boot.to_owned(),
+            patience_was: None,
         }
     }
 
@@ -66,7 +69,8 @@ impl SingleDisk {
     pub(super) fn find(&self, host: &Host, boot: &str) -> Option<ScsiDisk> {
         let hctl: Hctl = self.hctl.parse().ok()?;
         let disk = scsi_device::find(host, &hctl).filter(|_| self.boot == boot)?;
-        (Self::new(&disk, boot) == *self).then_some(disk)
+        let same = disk.devno.to_string() == self.devno && disk.diskseq == self.diskseq;
+        same.then_some(disk)
     }
 }
 
@@ -198,6 +202,10 @@ impl Inner {
                 Err(error) => return Err(unavailable(step("flush its disk", Code::DeadlineExceeded, error))),
             }
         }
+        let was = entry
+            .and_then(|entry| entry.single.as_ref())
+            .and_then(|single| single.patience_was);
+        self.lose_patience(volume, &disk, was).await;
         let wwid: Option<Wwid> = entry
             .and_then(|entry| entry.publish_context.get("wwid"))
             .and_then(|wwid| wwid.parse().ok());
@@ -270,30 +278,77 @@ impl Inner {
         }
     }
 
+    /// The time that the session of a disk may stay away before its I/O fails, as it is without singles on it.
+    pub(super) async fn patience_of(&self, disk: &ScsiDisk) -> Option<u32> {
+        let of_host = disk.hctl.host;
+        // Another volume's disk on the same session: the time was changed then, not before now.
+        for (_, entry) in self.journal.list().await.unwrap_or_default() {
+            let on_it = entry.single.filter(|single| {
+                let hctl = single.hctl.parse::<Hctl>();
+                single.boot == self.boot && hctl.is_ok_and(|hctl| hctl.host == of_host)
+            });
+            if let Some(single) = on_it {
+                return single.patience_was;
+            }
+        }
+        let (host, disk) = (self.host.clone(), disk.clone());
+        let read = worker::run("session-timer", LOOK, move || {
+            let session = iscsi_session::of_disk(&host, &disk)?;
+            host.sysfs.read(&timer(session)).ok()?.parse().ok()
+        });
+        read.await.ok().flatten()
+    }
+
     /// Gives the session of a single path time to come back, unless it also carries paths of maps: those are better off without. iscsid sets
     /// its own time again with each login, so this is repeated.
-    pub(super) async fn have_patience(&self, disk: &ScsiDisk) {
+    pub(super) async fn have_patience(&self, disk: &ScsiDisk, was: Option<u32>) {
+        let Some(was) = was else { return };
         let (host, disk) = (self.host.clone(), disk.clone());
-        let wanted = PATIENCE.to_string();
-        let (asked, right) = (host.clone(), wanted.clone());
-        let session = worker::run("session-timer", LOOK, move || {
-            let session = iscsi_session::of_disk(&asked, &disk)?;
-            let now = asked.sysfs.read(&timer(session));
-            now.is_ok_and(|now| now != right).then_some(session)
+        let read = worker::run("session-timer", LOOK, move || {
+            let session = iscsi_session::of_disk(&host, &disk)?;
+            Some((session, host.sysfs.read(&timer(session)).ok()?))
         });
-        let Ok(Some(session)) = session.await else { return };
+        let Ok(Some((session, now))) = read.await else {
+            return;
+        };
         let Ok(maps) = self.engine.maps().await else {
             return;
         };
-        if maps
+        let mapped = maps
             .iter()
             .flat_map(Map::paths)
-            .any(|path| path.session == Some(session))
-        {
+            .any(|path| path.session == Some(session));
+        let wanted = if mapped { was } else { was.max(PATIENCE) }.to_string();
+        if now != wanted {
+            self.set_timer(session, wanted).await;
+        }
+    }
+
+    /// Puts the time of a disk's session back, when no other volume needs it.
+    async fn lose_patience(&self, volume: Uuid, disk: &ScsiDisk, was: Option<u32>) {
+        let Some(was) = was else { return };
+        let needed = |single: &SingleDisk| {
+            let hctl = single.hctl.parse::<Hctl>();
+            single.boot == self.boot && hctl.is_ok_and(|hctl| hctl.host == disk.hctl.host)
+        };
+        let entries = self.journal.list().await.unwrap_or_default();
+        let mut others = entries.iter().filter(|(other, _)| *other != volume);
+        if others.any(|(_, entry)| entry.single.as_ref().is_some_and(needed)) {
             return;
         }
+        let (host, disk) = (self.host.clone(), disk.clone());
+        let session = worker::run("session-timer", LOOK, move || {
+            iscsi_session::of_disk(&host, &disk)
+        });
+        if let Ok(Some(session)) = session.await {
+            self.set_timer(session, was.to_string()).await;
+        }
+    }
+
+    async fn set_timer(&self, session: u32, seconds: String) {
+        let host = self.host.clone();
         let set = worker::run("session-timer", LOOK, move || {
-            host.sysfs.write(&timer(session), &wanted)
+            host.sysfs.write(&timer(session), &seconds)
         });
         // EBUSY while the session is away: the next look tries again.
         if let Ok(Err(error)) = set.await {
