@@ -3,7 +3,7 @@
 //! One portal after the other until one leads to the volume: the others stay unused. It must never use a disk whose live identity is not the
 //! volume's, nor one that something else holds.
 
-use storagelink_multipath::{ProvenPath, Wwid, engine::BuildError, worker};
+use storagelink_multipath::{ProvenPath, Wwid, engine::BuildError, scsi_device, worker};
 
 use super::{
     build_up::{ATTACH, PROVE},
@@ -52,10 +52,14 @@ impl Work<'_> {
             });
         }
         // Noted before it is used: an unstage after a crash lets go of this very disk.
-        entry.single = Some(SingleDisk::new(&disk, &self.node.boot));
+        let patience_was = self.node.patience_of(&disk).await;
+        entry.single = Some(SingleDisk {
+            patience_was,
+            ..SingleDisk::new(&disk, &self.node.boot)
+        });
         self.node.journal.put(volume, entry).await?;
         self.set_read_only(&disk).await?;
-        self.node.have_patience(&disk).await;
+        self.node.have_patience(&disk, patience_was).await;
         let held = Held::Single(Single {
             devno: disk.devno,
             disk: Some(storagelink_multipath::ScsiDisk {
@@ -124,6 +128,21 @@ impl Work<'_> {
         })
     }
 
+    /// Refuses a disk that the array itself protects from writes, when it is to be written.
+    async fn writable(&self, disk: &storagelink_multipath::ScsiDisk) -> Result<(), StageError> {
+        let (host, hctl) = (self.node.host.clone(), disk.hctl);
+        let found = worker::run("find-disk", PROVE, move || scsi_device::find(&host, &hctl)).await;
+        if found.is_ok_and(|found| found.is_none_or(|found| !found.read_only)) {
+            return Ok(());
+        }
+        let wwid = self.wwid()?;
+        let device = disk.name.clone();
+        Err(self.engine(Fault::build(
+            "use its disk",
+            BuildError::ReadOnly { device, wwid },
+        )))
+    }
+
     async fn set_read_only(&self, disk: &storagelink_multipath::ScsiDisk) -> Result<(), StageError> {
         let (block, devno, name) = (self.node.host.block.clone(), disk.devno, disk.name.clone());
         let (read_only, path) = (self.request.read_only(), std::path::PathBuf::from(&disk.name));
@@ -132,7 +151,8 @@ impl Work<'_> {
             block.set_read_only(devno, &name, read_only)
         });
         match set.await {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(())) if read_only => Ok(()),
+            Ok(Ok(())) => self.writable(disk).await,
             Ok(Err(source)) => Err(self.mount(MountError::Io {
                 operation,
                 path,

@@ -119,27 +119,29 @@ impl Teller {
         }
     }
 
-    /// On the node, and on who has the volume.
+    /// On who has the volume that it is about; on the node when it is about none, or nobody has it.
     async fn remark(&self, remark: Remark) {
-        let kind = || match remark.warning {
-            true => EventType::Warning,
-            false => EventType::Normal,
-        };
-        self.publish(kind(), remark.reason, remark.note.clone(), &self.this_node())
-            .await;
-        let Some(volume) = remark.volume else { return };
-        match self.objects(&volume.to_string()).await {
-            Ok(objects) => {
-                for object in objects {
-                    self.publish(kind(), remark.reason, remark.note.clone(), &object)
-                        .await;
-                }
+        let mut about = Vec::new();
+        if let Some(volume) = remark.volume {
+            match self.objects(&volume.to_string()).await {
+                Ok(objects) => about = objects,
+                Err(error) => tracing::warn!(
+                    volume.id = %volume,
+                    error = chain(error.as_ref()),
+                    "cannot find who uses a volume"
+                ),
             }
-            Err(error) => tracing::warn!(
-                volume.id = %volume,
-                error = chain(error.as_ref()),
-                "cannot find who uses a volume"
-            ),
+        }
+        if about.is_empty() {
+            about.push(self.this_node());
+        }
+        for object in about {
+            let kind = match remark.warning {
+                true => EventType::Warning,
+                false => EventType::Normal,
+            };
+            self.publish(kind, remark.reason, remark.note.clone(), &object)
+                .await;
         }
     }
 

@@ -6,8 +6,10 @@
 //!
 //! It must never take a disk for the volume's because of its name alone, and never delete one that says that it is another.
 
+use std::{fs::OpenOptions, os::unix::fs::OpenOptionsExt as _, path::Path, time::Duration};
+
+use nix::libc;
 use serde::{Deserialize, Serialize};
-use std::{path::Path, time::Duration};
 use storagelink_multipath::{
     Hctl, Host, Map, ScsiDisk, Wwid,
     engine::ProveError,
@@ -48,6 +50,8 @@ pub struct SingleDisk {
     pub diskseq: u64,
     /// Boot of the machine in which these are true.
     pub boot: String,
+    /// What the time was that its session may stay away, in seconds, before it was given [`PATIENCE`]; none when it has no session.
+    pub patience_was: Option<u32>,
 }
 
 impl SingleDisk {
@@ -57,6 +61,7 @@ impl SingleDisk {
             devno: disk.devno.to_string(),
             diskseq: disk.diskseq,
             boot: boot.to_owned(),
+            patience_was: None,
         }
     }
 
@@ -64,7 +69,8 @@ impl SingleDisk {
     pub(super) fn find(&self, host: &Host, boot: &str) -> Option<ScsiDisk> {
         let hctl: Hctl = self.hctl.parse().ok()?;
         let disk = scsi_device::find(host, &hctl).filter(|_| self.boot == boot)?;
-        (Self::new(&disk, boot) == *self).then_some(disk)
+        let same = disk.devno.to_string() == self.devno && disk.diskseq == self.diskseq;
+        same.then_some(disk)
     }
 }
 
@@ -182,8 +188,8 @@ impl Inner {
         let Some(disk) = single.disk.clone() else {
             return Ok(None);
         };
-        if !disk.holders.is_empty() {
-            let source = format!("{} is held by {}", disk.name, disk.holders.join(", ")).into();
+        if let Some(user) = self.user_of(volume, single, &disk).await? {
+            let source = format!("{} is {user}", disk.name).into();
             return Err(UnstageError::InUse { volume, source });
         }
         if disk.is_running() && !disk.read_only {
@@ -196,6 +202,10 @@ impl Inner {
                 Err(error) => return Err(unavailable(step("flush its disk", Code::DeadlineExceeded, error))),
             }
         }
+        let was = entry
+            .and_then(|entry| entry.single.as_ref())
+            .and_then(|single| single.patience_was);
+        self.lose_patience(volume, &disk, was).await;
         let wwid: Option<Wwid> = entry
             .and_then(|entry| entry.publish_context.get("wwid"))
             .and_then(|wwid| wwid.parse().ok());
@@ -213,6 +223,40 @@ impl Inner {
         tracing::error!(volume.id = %volume, device = disk.name, hctl = %disk.hctl, why = left,
             "the disk that the volume was on is not known to be the volume: it is left as it is");
         Ok(None)
+    }
+
+    /// What still uses the disk. A map is guarded by the kernel against a removal under its users; a disk is not: it goes under a mount too.
+    async fn user_of(
+        &self,
+        volume: Uuid,
+        single: &Single,
+        disk: &ScsiDisk,
+    ) -> Result<Option<String>, UnstageError> {
+        if !disk.holders.is_empty() {
+            return Ok(Some(format!("held by {}", disk.holders.join(", "))));
+        }
+        let mount = |source| UnstageError::Mount { volume, source };
+        let held = super::held::Held::Single(single.clone());
+        let node = self.disk(volume, &held).await.map_err(mount)?;
+        let seen = self.look(Some(&node)).await.map_err(mount)?;
+        if let Some(first) = seen.uses.first() {
+            return Ok(Some(format!("mounted at {}", first.mount.path.display())));
+        }
+        // Mounts in other namespaces, swap, and whoever has claimed it: the kernel refuses an exclusive open (block/bdev.c, bd_may_claim). One
+        // that does not take commands is not opened.
+        if !disk.is_running() {
+            return Ok(None);
+        }
+        let claimed = worker::run("claim-disk", LOOK, move || claimed(&node.node)).await;
+        match claimed {
+            Ok(claimed) => {
+                Ok(claimed.then(|| "mounted or claimed by something else on this host".to_owned()))
+            }
+            Err(source) => Err(UnstageError::Engine {
+                volume,
+                source: overdue(source),
+            }),
+        }
     }
 
     /// Reads the size of the disk again; its size in bytes.
@@ -234,30 +278,77 @@ impl Inner {
         }
     }
 
+    /// The time that the session of a disk may stay away before its I/O fails, as it is without singles on it.
+    pub(super) async fn patience_of(&self, disk: &ScsiDisk) -> Option<u32> {
+        let of_host = disk.hctl.host;
+        // Another volume's disk on the same session: the time was changed then, not before now.
+        for (_, entry) in self.journal.list().await.unwrap_or_default() {
+            let on_it = entry.single.filter(|single| {
+                let hctl = single.hctl.parse::<Hctl>();
+                single.boot == self.boot && hctl.is_ok_and(|hctl| hctl.host == of_host)
+            });
+            if let Some(single) = on_it {
+                return single.patience_was;
+            }
+        }
+        let (host, disk) = (self.host.clone(), disk.clone());
+        let read = worker::run("session-timer", LOOK, move || {
+            let session = iscsi_session::of_disk(&host, &disk)?;
+            host.sysfs.read(&timer(session)).ok()?.parse().ok()
+        });
+        read.await.ok().flatten()
+    }
+
     /// Gives the session of a single path time to come back, unless it also carries paths of maps: those are better off without. iscsid sets
     /// its own time again with each login, so this is repeated.
-    pub(super) async fn have_patience(&self, disk: &ScsiDisk) {
+    pub(super) async fn have_patience(&self, disk: &ScsiDisk, was: Option<u32>) {
+        let Some(was) = was else { return };
         let (host, disk) = (self.host.clone(), disk.clone());
-        let wanted = PATIENCE.to_string();
-        let (asked, right) = (host.clone(), wanted.clone());
-        let session = worker::run("session-timer", LOOK, move || {
-            let session = iscsi_session::of_disk(&asked, &disk)?;
-            let now = asked.sysfs.read(&timer(session));
-            now.is_ok_and(|now| now != right).then_some(session)
+        let read = worker::run("session-timer", LOOK, move || {
+            let session = iscsi_session::of_disk(&host, &disk)?;
+            Some((session, host.sysfs.read(&timer(session)).ok()?))
         });
-        let Ok(Some(session)) = session.await else { return };
+        let Ok(Some((session, now))) = read.await else {
+            return;
+        };
         let Ok(maps) = self.engine.maps().await else {
             return;
         };
-        if maps
+        let mapped = maps
             .iter()
             .flat_map(Map::paths)
-            .any(|path| path.session == Some(session))
-        {
+            .any(|path| path.session == Some(session));
+        let wanted = if mapped { was } else { was.max(PATIENCE) }.to_string();
+        if now != wanted {
+            self.set_timer(session, wanted).await;
+        }
+    }
+
+    /// Puts the time of a disk's session back, when no other volume needs it.
+    async fn lose_patience(&self, volume: Uuid, disk: &ScsiDisk, was: Option<u32>) {
+        let Some(was) = was else { return };
+        let needed = |single: &SingleDisk| {
+            let hctl = single.hctl.parse::<Hctl>();
+            single.boot == self.boot && hctl.is_ok_and(|hctl| hctl.host == disk.hctl.host)
+        };
+        let entries = self.journal.list().await.unwrap_or_default();
+        let mut others = entries.iter().filter(|(other, _)| *other != volume);
+        if others.any(|(_, entry)| entry.single.as_ref().is_some_and(needed)) {
             return;
         }
+        let (host, disk) = (self.host.clone(), disk.clone());
+        let session = worker::run("session-timer", LOOK, move || {
+            iscsi_session::of_disk(&host, &disk)
+        });
+        if let Ok(Some(session)) = session.await {
+            self.set_timer(session, was.to_string()).await;
+        }
+    }
+
+    async fn set_timer(&self, session: u32, seconds: String) {
+        let host = self.host.clone();
         let set = worker::run("session-timer", LOOK, move || {
-            host.sysfs.write(&timer(session), &wanted)
+            host.sysfs.write(&timer(session), &seconds)
         });
         // EBUSY while the session is away: the next look tries again.
         if let Ok(Err(error)) = set.await {
@@ -272,6 +363,13 @@ fn step(step: &'static str, code: Code, source: impl std::error::Error + Send + 
         code,
         source: Box::new(source),
     }
+}
+
+/// Somebody has an exclusive claim on the device behind this node. Blocks like any open of a device.
+fn claimed(node: &Path) -> bool {
+    let flags = libc::O_EXCL | libc::O_NONBLOCK | libc::O_CLOEXEC;
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(node);
+    opened.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
 }
 
 /// Where the time is that a session may stay away before its I/O fails, in seconds (drivers/scsi/scsi_transport_iscsi.c).

@@ -370,6 +370,7 @@ impl Work<'_> {
     fn record_of(&self, held: &Held) -> Option<SingleDisk> {
         let Held::Single(single) = held else { return None };
         let disk = single.disk.as_ref()?;
+        // What its session's time was before is lost with the record: it keeps what it has.
         Some(SingleDisk::new(disk, &self.node.boot))
     }
 

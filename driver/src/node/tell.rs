@@ -131,8 +131,11 @@ impl Inner {
             volumes(&host, &entries, &maps, &boot, multipathing, &known)
         });
         let Ok((volumes, disks)) = seen.await else { return };
-        for disk in &disks {
-            self.have_patience(disk).await;
+        for (volume, disk, was) in &disks {
+            // One that is being unstaged gets its session's time put back.
+            if !self.guards.busy(*volume) {
+                self.have_patience(disk, *was).await;
+            }
         }
         self.of_pending(&volumes, before);
         self.of_single_paths(&volumes, before);
@@ -306,7 +309,7 @@ fn went_read_only(mount: &MountPoint) -> bool {
         && !has(&mount.options)
 }
 
-/// The volumes of this node, and the disks of those without multipathing. Reads sysfs only.
+/// The volumes of this node, and the disks of those without multipathing with what their sessions' time was. Reads sysfs only.
 fn volumes(
     host: &Host,
     entries: &[(Uuid, Entry)],
@@ -314,7 +317,7 @@ fn volumes(
     boot: &str,
     multipathing: bool,
     known: &BTreeMap<String, Volume>,
-) -> (Vec<Volume>, Vec<ScsiDisk>) {
+) -> (Vec<Volume>, Vec<(Uuid, ScsiDisk, Option<u32>)>) {
     let id_of = |volume: &str| {
         let entry = entries.iter().find(|(uuid, _)| uuid.to_string() == volume);
         entry.map_or_else(|| volume.to_owned(), |(_, entry)| entry.volume_id.clone())
@@ -375,7 +378,7 @@ fn volumes(
             }),
             map: None,
         });
-        disks.extend(found);
+        disks.extend(found.map(|disk| (*uuid, disk, noted.patience_was)));
     }
     (all, disks)
 }

@@ -7,6 +7,7 @@ pub mod failover;
 pub mod kill;
 pub mod main_job;
 pub mod many;
+pub mod others;
 pub mod policies;
 pub mod remap;
 pub mod sanity;
@@ -47,6 +48,8 @@ pub enum Suite {
     Tools,
     /// Multipathing off and on again, and what mpathutil explain and the metrics say of a lost path
     Switch,
+    /// A multipathd that takes every disk, without and with what the plugin installs on the host
+    Others,
     /// Thirty volumes at once on one node
     Many,
     /// csi-sanity on the live sockets
@@ -71,6 +74,7 @@ impl Suite {
                 Self::Remap,
                 Self::Tools,
                 Self::Switch,
+                Self::Others,
                 Self::Many,
                 Self::Sanity,
                 Self::Kill,
@@ -112,6 +116,7 @@ pub async fn run(suite: Suite, artifacts: &Artifacts, places: &Places) -> Result
             Suite::Remap => remap::run(&report, &cluster).await,
             Suite::Tools => tools::run(&report, &mut cluster).await,
             Suite::Switch => switch::run(&report, &mut cluster).await,
+            Suite::Others => others::run(&report, &mut cluster).await,
             Suite::Many => many::run(&report, &cluster).await,
             Suite::Sanity => sanity::run(&report, &cluster).await,
             Suite::Kill => kill::run(&report, &mut cluster).await,

@@ -1,6 +1,8 @@
 //! Without multipathing: one disk, no map; and the way there and back.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
+
+use storagelink_multipath::{Hctl, scsi_device};
 
 use super::*;
 use crate::node::switch::MULTIPATHING;
@@ -23,7 +25,7 @@ impl Lab {
             if !seen.is_empty() {
                 break;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         task.abort();
         seen
@@ -53,6 +55,7 @@ async fn a_volume_without_multipathing_lives_on_one_disk_and_goes_without_a_trac
             Some(120),
             "it has no other path"
         );
+        let other = another_lun(&lab, session).await;
         for pod in PODS {
             lab.publish(pod, wanted.clone(), false).await.expect("publishes");
         }
@@ -72,8 +75,30 @@ async fn a_volume_without_multipathing_lives_on_one_disk_and_goes_without_a_trac
         for _ in 0..3 {
             lab.unstage().await.expect("unstages");
         }
+        assert_eq!(lab.kernel.disks(), [other], "others' disks stay");
+        assert_eq!(
+            lab.kernel.recovery_tmo(session),
+            Some(0),
+            "whatever else is on the session has other paths"
+        );
+        lab.kernel.logout(session);
         lab.assert_clean("after unstage");
     }
+}
+
+/// Another LUN on a session, which keeps it.
+async fn another_lun(lab: &Lab, session: u32) -> Hctl {
+    let hctl = Hctl {
+        host: session,
+        channel: 0,
+        target: 0,
+        lun: LUN + 1,
+    };
+    lab.kernel.set_lun(TARGET, LUN + 1, &OTHER.parse().unwrap(), SIZE);
+    scsi_device::scan(&lab.kernel.host(), &hctl, Duration::from_secs(1))
+        .await
+        .unwrap();
+    hctl
 }
 
 #[tokio::test]
@@ -184,6 +209,26 @@ async fn another_disk_is_never_used_and_never_deleted() {
 }
 
 #[tokio::test]
+async fn a_disk_is_never_taken_away_under_a_mount() {
+    let lab = Lab::new();
+    lab.multipathing("false");
+    lab.stage(ext4()).await.expect("stages");
+    let (volume, node) = (VOLUME.parse().unwrap(), &lab.node.0);
+    let held = node.held(volume).await.unwrap();
+    let entry = node.journal.get(volume).await.unwrap();
+    // As after a stage that failed behind its mount.
+    let refused = node.tear_down(volume, held, entry.as_ref()).await;
+    let text = refused
+        .map_err(|error| crate::codes::chain(&error))
+        .expect_err("it is mounted");
+    assert!(text.contains("busy") && text.contains(STAGING), "{text}");
+    assert_eq!(lab.kernel.disks().len(), 1);
+    assert!(lab.stats(STAGING).await.is_ok());
+    lab.unstage().await.expect("unstages");
+    lab.assert_clean("after unstage");
+}
+
+#[tokio::test]
 async fn a_lost_path_waits_then_fails_and_never_hangs_an_unstage() {
     let lab = Lab::new();
     lab.multipathing("false");
@@ -262,14 +307,14 @@ async fn a_disk_that_somebody_holds_is_refused_with_what_to_do() {
         let id = lab
             .kernel
             .login(TARGET, &format!("192.0.2.{}", session + 1), 3260);
-        let hctl = storagelink_multipath::Hctl {
+        let hctl = Hctl {
             host: id,
             channel: 0,
             target: 0,
             lun: LUN,
         };
         let host = lab.kernel.host();
-        let scan = storagelink_multipath::scsi_device::scan(&host, &hctl, std::time::Duration::from_secs(1));
+        let scan = scsi_device::scan(&host, &hctl, Duration::from_secs(1));
         scan.await.unwrap();
         lab.kernel.foreign_map(
             &format!("mpatha{session}"),
