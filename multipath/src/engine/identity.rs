@@ -5,7 +5,7 @@
 //! leaves the table and its SCSI device goes, unless it is the only path: that one stays, failed, and comes back when it leads to the volume
 //! again. A path that gives no answer is the monitor's business.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{task::JoinSet, time::Instant};
 
@@ -14,7 +14,12 @@ use super::{
     kernel_events::{KernelEvents, next_of},
     monitor::{Busy, CHECK, Shared},
 };
-use crate::{Hctl, scsi_device, worker};
+use crate::{
+    Hctl, Host, Wwid,
+    scsi_device::{self, Place},
+    worker,
+    wwid::parse_vpd_83,
+};
 
 /// How often each path is asked without a reason: one command of 1 KiB at most.
 #[cfg(not(test))]
@@ -23,8 +28,11 @@ const CYCLE: Duration = Duration::from_secs(30);
 const CYCLE: Duration = Duration::from_millis(100);
 /// Pause after a cycle, however many unit attentions there are: an array that restarts has one for each path.
 const REST: Duration = Duration::from_secs(1);
-/// Paths that are asked at the same time.
+/// Threads that ask at the same time.
 const AT_ONCE: usize = 8;
+/// Paths that one thread asks, one after the other: a thread for each of thousands would cost more than the question. One that hangs puts
+/// those behind it off to the next cycle, where it is left out.
+const BATCH: usize = 16;
 
 impl Engine {
     /// Watches without end.
@@ -66,43 +74,38 @@ impl Engine {
                 return;
             }
         };
+        let mut paths = Vec::new();
+        for map in maps.into_iter().filter(|map| !map.suspended).map(Arc::new) {
+            let usable = map.paths().filter(|path| path.is_usable());
+            paths.extend(usable.map(|path| (map.clone(), path.clone())));
+        }
         let mut asked = JoinSet::new();
-        for map in maps.into_iter().filter(|map| !map.suspended) {
-            for path in map.paths().filter(|path| path.is_usable()) {
-                // The last one asked still hangs.
-                let Some(busy) = memory.claim(path.devno) else {
-                    continue;
-                };
-                if asked.len() >= AT_ONCE {
-                    asked.join_next().await;
+        for batch in paths.chunks(BATCH) {
+            if asked.len() >= AT_ONCE {
+                asked.join_next().await;
+            }
+            let (engine, memory, batch) = (self.clone(), memory.clone(), batch.to_vec());
+            let runtime = tokio::runtime::Handle::current();
+            asked.spawn(worker::run("prove-again", CHECK, move || {
+                for (map, path) in batch {
+                    // The last one asked still hangs.
+                    let Some(busy) = memory.claim(path.devno) else {
+                        continue;
+                    };
+                    let Err(error) = leads_to(&engine.host, &path, &map.wwid) else {
+                        continue;
+                    };
+                    if matches!(error, ProveError::Mismatch { .. }) {
+                        let engine = engine.clone();
+                        runtime.spawn(async move { engine.misled(&map, &path, &error, busy).await });
+                    } else {
+                        tracing::debug!(dm.name = map.name, path = %path.devno, error = full(&error), "path did not say what it is");
+                    }
                 }
-                let (engine, map, path) = (self.clone(), map.clone(), path.clone());
-                asked.spawn(async move { engine.prove_path_again(&map, &path, busy).await });
-            }
+            }));
         }
+        // Overruns are logged by the worker.
         while asked.join_next().await.is_some() {}
-    }
-
-    async fn prove_path_again(&self, map: &Map, path: &PathView, busy: Busy) {
-        let Ok(hctl) = path.hctl.parse::<Hctl>() else {
-            return;
-        };
-        let (host, wwid) = (self.host.clone(), map.wwid.clone());
-        let proven = worker::run("prove-again", CHECK, move || {
-            (super::prove(&host, hctl, &wwid).map(drop), busy)
-        })
-        .await;
-        match proven {
-            Ok((Ok(()), _)) => {}
-            Ok((Err(error @ ProveError::Mismatch { .. }), busy)) => {
-                self.misled(map, path, &error, busy).await;
-            }
-            Ok((Err(error), _)) => {
-                tracing::debug!(dm.name = map.name, path = %path.devno, error = full(&error), "path did not say what it is");
-            }
-            // Logged by the worker.
-            Err(_) => {}
-        }
     }
 
     /// Keeps I/O away from a path that leads to another disk, and tells of it.
@@ -141,4 +144,19 @@ impl Engine {
         })
         .await?
     }
+}
+
+/// Asks a path that was usable just now for its identity. Blocking. Most paths are what they are: only for another answer than the expected
+/// one everything about the disk is read, which costs many times the question.
+fn leads_to(host: &Host, path: &PathView, wwid: &Wwid) -> Result<(), ProveError> {
+    let here = Place::of(host, path.devno)
+        .filter(|place| place.name == path.name && place.state(host).as_deref() == Some("running"));
+    let page = here.and_then(|place| host.scsi.inquiry_vpd(&place.name, 0x83).ok());
+    let found = page.and_then(|page| parse_vpd_83(&page).ok());
+    if found.is_some_and(|found| found.contains(wwid)) {
+        return Ok(());
+    }
+    let gone = ProveError::Gone { devno: path.devno };
+    let hctl = path.hctl.parse::<Hctl>().map_err(|_| gone)?;
+    super::prove(host, hctl, wwid).map(drop)
 }
