@@ -12,6 +12,8 @@ lab=(busybox-static cpio iproute2 kmod xz-utils dbus udev util-linux
 kube=(containerd runc crun etcd-server containernetworking-plugins nftables)
 # The images: an engine, and the base that it builds on.
 images=(docker.io mmdebstrap)
+# Not here: multipath-tools. Its installation would start multipathd on this machine and change udev's rules in every guest; the benches
+# fetch it and unpack it for their own guests (e2e/src/packages.rs).
 qemu_minimum=8.1
 
 missing=()

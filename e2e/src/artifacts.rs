@@ -31,6 +31,9 @@ pub struct Artifacts {
     pub vmlinux: PathBuf,
     /// The initramfs.
     pub initramfs: PathBuf,
+    /// What the benches' guests have beside this machine's own programs.
+    #[serde(default)]
+    pub multipath_tools: Option<PathBuf>,
 }
 
 /// The cache: `STORAGELINK_CACHE`, or `~/.cache/storagelink-csi`.
@@ -65,6 +68,7 @@ pub fn prepare(cache: &Path, package: Option<&str>) -> Result<Artifacts> {
         initramfs: root.join("initramfs"),
         kernel: root,
         release,
+        multipath_tools: None,
     };
     write_initramfs(&artifacts)?;
     Ok(artifacts)

@@ -232,6 +232,10 @@ pub trait Sysfs: Send + Sync {
     fn list(&self, path: &str) -> io::Result<Vec<String>>;
     /// Where a link (or a path through links) ends, relative to the sysfs root.
     fn canonical(&self, path: &str) -> io::Result<String>;
+    /// [`Sysfs::canonical`] by a single look, for a link whose own directory is reached through no link.
+    fn link(&self, path: &str) -> io::Result<String> {
+        self.canonical(path)
+    }
     /// True when the path exists, following links.
     fn exists(&self, path: &str) -> bool;
 }
