@@ -340,4 +340,6 @@ fn prove(host: &Host, hctl: Hctl, wwid: &Wwid) -> Result<ProvenPath, ProveError>
 #[cfg(test)]
 mod fault_tests;
 #[cfg(test)]
+mod model_tests;
+#[cfg(test)]
 mod tests;

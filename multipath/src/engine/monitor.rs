@@ -24,7 +24,11 @@ use crate::{Hctl, Host, Wwid, host::DevNo, worker};
 /// How often the devices of paths that are not well are looked at.
 pub const REPAIR_LOOK: Duration = Duration::from_millis(100);
 /// How often everything is looked at without a reason.
+#[cfg(not(test))]
 const SWEEP: Duration = Duration::from_secs(30);
+/// The simulated kernel sends no events.
+#[cfg(test)]
+const SWEEP: Duration = Duration::from_secs(1);
 /// After a look at everything, events start another only when it has rested so many times as long: forty volumes that come up at once
 /// cause hundreds of events, and each look costs with all of them.
 const REST: u32 = 4;

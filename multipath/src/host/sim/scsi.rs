@@ -12,11 +12,22 @@ impl SimKernel {
             device: device.to_owned(),
             source,
         };
+        self.judge_command(device);
         self.hangs("SG_IO");
-        let mut state = self.state();
-        if state.faults.iter().any(|(fault, _)| fault == "SG_IO") {
-            state.change("SG_IO").map_err(wrap)?;
+        self.hangs(&format!("SG_IO {device}"));
+        // Such a command heeds neither its own time limit nor SIGKILL.
+        self.sleep_while(|state| {
+            let Some((hctl, disk)) = state.disk_by_name(device) else {
+                return false;
+            };
+            let session = state.sessions.get(&hctl.host);
+            let silent = session.is_some_and(|session| session.silent || session.unplugged);
+            disk.blocked.is_some() || (silent && disk.state == "running")
+        });
+        if self.state().faults.iter().any(|(fault, _)| fault == "SG_IO") {
+            self.change("SG_IO").map_err(wrap)?;
         }
+        let state = self.state();
         let (hctl, disk) = state
             .disk_by_name(device)
             .ok_or_else(|| wrap(io::ErrorKind::NotFound.into()))?;
@@ -26,18 +37,18 @@ impl SimKernel {
         match state.lun_of(*hctl) {
             Some(lun) => Ok(f(lun)),
             // ILLEGAL REQUEST, LOGICAL UNIT NOT SUPPORTED.
-            None => Err(ScsiError::Status {
-                device: device.to_owned(),
-                status: 2,
-                host: 0,
-                driver: 0,
-                sense: Some(crate::sense::Sense {
-                    key: 5,
-                    asc: 0x25,
-                    ascq: 0,
-                }),
-            }),
+            None => Err(check_condition(device, 5, 0x25)),
         }
+    }
+}
+
+fn check_condition(device: &str, key: u8, asc: u8) -> ScsiError {
+    ScsiError::Status {
+        device: device.to_owned(),
+        status: 2,
+        host: 0,
+        driver: 0,
+        sense: Some(crate::sense::Sense { key, asc, ascq: 0 }),
     }
 }
 
@@ -62,6 +73,15 @@ impl Scsi for SimKernel {
     }
 
     fn test_unit_ready(&self, device: &str) -> Result<(), ScsiError> {
-        self.answer(device, |_| ())
+        self.answer(device, |_| ())?;
+        // INQUIRY does not tell of them (SPC-6 6.7.1).
+        let mut state = self.state();
+        match state.disks.values_mut().find(|disk| disk.name == device) {
+            Some(disk) if disk.attentions > 0 => {
+                disk.attentions -= 1;
+                Err(check_condition(device, crate::sense::UNIT_ATTENTION, 0x29))
+            }
+            _ => Ok(()),
+        }
     }
 }

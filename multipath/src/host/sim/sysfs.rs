@@ -182,6 +182,9 @@ impl State {
             state: "running".to_owned(),
             diskseq: u64::from(number),
             size_bytes,
+            blocked: None,
+            stuck: false,
+            attentions: 0,
         };
         self.disks.insert(hctl, disk);
     }
@@ -238,9 +241,11 @@ impl Sysfs for SimKernel {
     }
 
     fn write(&self, path: &str, value: &str) -> io::Result<()> {
-        let mut state = self.state();
-        state.change("WRITE")?;
-        state.write(path, value)
+        self.change("WRITE")?;
+        self.state().write(path, value)?;
+        // A device that is deleted gives its I/O back.
+        self.wake();
+        Ok(())
     }
 
     fn list(&self, path: &str) -> io::Result<Vec<String>> {
