@@ -93,7 +93,8 @@ impl Change<'_> {
             .dm
             .load(self.name, &[self.line(size_bytes, paths)], read_only)
             .map_err(self.kernel())?;
-        if let Err(error) = self.host.dm.resume(self.name, false) {
+        let swapped = self.host.dm.resume(self.name, false);
+        if swapped.is_err() {
             // The old table is still there, suspended: run it again, whatever else fails. The new one goes first if the kernel kept it, or
             // the resume would try it once more.
             let cleared = self.host.dm.clear(self.name);
@@ -105,14 +106,14 @@ impl Change<'_> {
                     "the map could not be brought back after a refused table"
                 );
             }
-            return Err(self.kernel()(error));
         }
+        // After a refusal, too: a table that could not be cleared was swapped in by the second resume.
         for devno in failed.into_iter().filter(|devno| paths.contains(devno)) {
             if let Err(error) = self.host.dm.message(self.name, &format!("fail_path {devno}")) {
                 tracing::warn!(dm.name = self.name, path = %devno, %error, "cannot mark the path as failed again");
             }
         }
-        Ok(())
+        swapped.map_err(self.kernel())
     }
 
     /// Refuses while a path of the live table holds I/O. Answers the disks that are still there.
@@ -211,16 +212,13 @@ pub(super) fn build(host: &Host, spec: &MapSpec, paths: &[ProvenPath]) -> Result
         extend(&change, &disks, &map, spec.read_only)?;
     } else {
         let devnos: Vec<DevNo> = disks.iter().map(|disk| disk.devno).collect();
+        let size = common_size(&spec.wwid, disks)?;
         if !known {
             host.dm.create(&name, &uuid).map_err(change.kernel())?;
         }
         let started = host
             .dm
-            .load(
-                &name,
-                &[change.line(disks[0].size_bytes, &devnos)],
-                spec.read_only,
-            )
+            .load(&name, &[change.line(size, &devnos)], spec.read_only)
             .and_then(|()| host.dm.resume(&name, false));
         if let Err(error) = started {
             // An empty device is of no use to anybody and would keep the name.
@@ -322,7 +320,7 @@ pub(super) fn resize(host: &Host, wwid: &Wwid) -> Result<u64, BuildError> {
     let mut disks = change.reloadable(&paths)?;
     let misled = change.misled(wwid, &paths)?;
     disks.retain(|disk| misled.iter().all(|other| other.devno != disk.devno));
-    if disks.is_empty() && !misled.is_empty() {
+    if disks.is_empty() {
         return Err(BuildError::NoPath { wwid: wwid.clone() });
     }
     let paths: Vec<DevNo> = disks.iter().map(|disk| disk.devno).collect();
@@ -407,6 +405,11 @@ fn check(host: &Host, wwid: &Wwid, paths: &[ProvenPath], uuid: &str) -> Result<V
             disks.push(now);
         }
     }
+    Ok(disks)
+}
+
+/// The size of a map that is to be made over these disks: theirs.
+fn common_size(wwid: &Wwid, disks: Vec<ScsiDisk>) -> Result<u64, BuildError> {
     let first = disks.first().map_or(0, |disk| disk.size_bytes);
     if first == 0 || disks.iter().any(|disk| disk.size_bytes != first) {
         let sizes = disks
@@ -418,5 +421,5 @@ fn check(host: &Host, wwid: &Wwid, paths: &[ProvenPath], uuid: &str) -> Result<V
             sizes: show_sizes(&sizes),
         });
     }
-    Ok(disks)
+    Ok(first)
 }

@@ -251,16 +251,10 @@ impl World {
     /// The volume is staged with all paths, grows, and goes.
     async fn back_to_nothing(&mut self) -> Result<(), String> {
         let told = |error: &dyn std::error::Error| full(error);
-        if self
-            .engine
-            .find(&wwid())
-            .await
-            .map_err(|e| told(&e))?
-            .is_some_and(|map| map.live_table)
-        {
-            self.engine.resize(&wwid(), CALL).await.map_err(|e| told(&e))?;
-        }
-        let map = build(&self.engine, &self.kernel, &self.sessions, self.size).await?;
+        build(&self.engine, &self.kernel, &self.sessions, self.size).await?;
+        self.engine.resize(&wwid(), CALL).await.map_err(|e| told(&e))?;
+        let map = self.engine.find(&wwid()).await.map_err(|e| told(&e))?;
+        let map = map.ok_or("staged again, and there is no map")?;
         let usable = map.paths().filter(|path| path.is_usable()).count();
         if usable != PATHS || map.paths().count() != PATHS || map.size_bytes != self.size {
             return Err(format!("staged again, the map is not whole: {map:?}"));

@@ -11,7 +11,9 @@ use crate::{Hctl, Wwid, host::DevNo, names};
 /// What is remembered of a map for the rules.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Marks {
-    /// Paths that were failed before a swap, are in the new table, and were not marked since.
+    /// Paths that were failed when a swap was asked for.
+    failed: BTreeSet<DevNo>,
+    /// Those that are in the new table, and were not marked since.
     pub(super) owed: BTreeSet<DevNo>,
     /// The moment at which the target itself failed a path last.
     pub(super) lost: u64,
@@ -22,7 +24,8 @@ pub(super) struct Marks {
 impl MapState {
     /// A swap makes every path active: who swaps has to mark the failed ones again.
     pub(super) fn owe_marks(&mut self, next: &Loaded) {
-        let failed = self.live.iter().flat_map(|live| live.failed.keys().copied());
+        // One that fails while the swap waits is not known to whoever asked for it.
+        let failed = std::mem::take(&mut self.marks.failed).into_iter();
         self.marks.owed = failed
             .filter(|devno| next.table.paths().any(|path| path == *devno))
             .collect();
@@ -78,9 +81,15 @@ impl SimKernel {
     /// Before a resume: what a swap may bring in, and when.
     pub(super) fn judge_swap(&self, name: &str) {
         let mut state = self.state();
-        let Some(map) = state.maps.get(name).cloned() else {
+        let Some(map) = state.maps.get_mut(name) else {
             return;
         };
+        map.marks.failed = map
+            .live
+            .iter()
+            .flat_map(|live| live.failed.keys().copied())
+            .collect();
+        let map = map.clone();
         let (Some(next), Some(wwid)) = (&map.inactive, names::wwid_of(&map.uuid)) else {
             return;
         };
