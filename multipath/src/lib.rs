@@ -12,6 +12,9 @@
 //! H:C:T:L, and never put a path into a table that has not proved the volume's identity.
 
 pub mod engine;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod hctl;
 pub mod host;
 pub mod iscsi_session;

@@ -2,6 +2,7 @@
 //! with it, the controller beside the first node's plugin.
 
 pub mod cluster;
+pub mod edges;
 pub mod failover;
 pub mod kill;
 pub mod main_job;
@@ -36,6 +37,8 @@ pub enum Suite {
     WrongWwid,
     /// Another disk under the LUN of a volume in use
     Remap,
+    /// Hard cases, by their numbers in docs/edge-cases.md
+    Edges,
     /// What an administrator sees: targetcli, mpathutil without the plugin, a volume that grows
     Tools,
     /// Thirty volumes at once on one node
@@ -58,6 +61,7 @@ impl Suite {
                 Self::Sharing,
                 Self::WrongWwid,
                 Self::Remap,
+                Self::Edges,
                 Self::Tools,
                 Self::Many,
                 Self::Sanity,
@@ -96,6 +100,7 @@ pub async fn run(suite: Suite, artifacts: &Artifacts, places: &Places) -> Result
             Suite::Sharing => sharing::run(&report, &cluster).await,
             Suite::WrongWwid => wrong_wwid::run(&report, &cluster).await,
             Suite::Remap => remap::run(&report, &cluster).await,
+            Suite::Edges => edges::run(&report, &cluster).await,
             Suite::Tools => tools::run(&report, &mut cluster).await,
             Suite::Many => many::run(&report, &cluster).await,
             Suite::Sanity => sanity::run(&report, &cluster).await,

@@ -26,6 +26,9 @@ use std::{
 
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
+#[cfg(fuzzing)]
+pub(crate) use kernel_events::fuzz as fuzz_kernel_event;
+
 pub use error::{BuildError, ProveError, RemoveError};
 pub use monitor::REPAIR_LOOK;
 pub use no_path::NO_PATH_RETRY;
