@@ -81,6 +81,9 @@ impl SimKernel {
     /// Before a resume: what a swap may bring in, and when.
     pub(super) fn judge_swap(&self, name: &str) {
         let mut state = self.state();
+        if state.process != self.process {
+            return;
+        }
         let Some(map) = state.maps.get_mut(name) else {
             return;
         };
@@ -93,9 +96,6 @@ impl SimKernel {
         let (Some(next), Some(wwid)) = (&map.inactive, names::wwid_of(&map.uuid)) else {
             return;
         };
-        if state.process != self.process {
-            return;
-        }
         let old: Vec<DevNo> = map.live.iter().flat_map(|live| live.table.paths()).collect();
         for path in &old {
             let moment = state.moment;
