@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use storagelink_multipath::policy::{self, Policy};
 use storagelink_proto::storagelink::v1::ProvisionType;
 
 use crate::fields::{self, FieldError, MAX_STRING_BYTES};
@@ -22,7 +23,7 @@ pub struct Parameter {
 }
 
 /// All of them, in the order of the documentation.
-pub const PARAMETERS: [Parameter; 7] = [
+pub const PARAMETERS: [Parameter; 12] = [
     Parameter {
         key: "system",
         values: "a system's name",
@@ -66,6 +67,37 @@ pub const PARAMETERS: [Parameter; 7] = [
         default: "none: a new volume",
         meaning: "the LUN with this name, which somebody else made in the aggregate, becomes the volume, with its size and content. \
                   Refused while anybody may still be using it; never formatted",
+    },
+    Parameter {
+        key: policy::NO_PATH_RETRY,
+        values: "1 to 86400, `fail`, `queue`",
+        default: "60",
+        meaning: "without a usable path I/O is held for so many seconds, then fails; `fail`: at once; `queue`: it is held without end",
+    },
+    Parameter {
+        key: policy::PATH_SELECTOR,
+        values: "`round-robin`, `queue-length`, `service-time`",
+        default: "`round-robin`",
+        meaning: "which path of a group takes the next request; one that the node's kernel does not have is round-robin there, with an Event",
+    },
+    Parameter {
+        key: policy::PATH_GROUPING,
+        values: "`auto`, `multibus`, `alua`, `failover`",
+        default: "`auto`",
+        meaning: "which paths are used together: all (`multibus`); those with the same ALUA state, the best state first (`alua`; a device that \
+                  reports none is one group); one at a time (`failover`). `auto` is `alua` where the device reports states, else `multibus`",
+    },
+    Parameter {
+        key: policy::MIN_PATHS,
+        values: "1 to 32",
+        default: "1",
+        meaning: "with fewer usable paths a volume is not staged: NodeStageVolume answers UNAVAILABLE, and is tried again",
+    },
+    Parameter {
+        key: policy::QUEUE_MODE,
+        values: "`request`, `bio`",
+        default: "`request`",
+        meaning: "where the map takes I/O: after merging and scheduling, or before; a map keeps the one that it was made with",
     },
 ];
 
@@ -128,6 +160,8 @@ pub struct Parameters {
     pub provision_type: ProvisionType,
     /// Name of the LUN that becomes the volume.
     pub adopt: Option<String>,
+    /// How nodes use it.
+    pub policy: Policy,
     /// What external-provisioner said about the claim; stored with the volume on the array, for people.
     pub claim: BTreeMap<String, String>,
 }
@@ -185,6 +219,7 @@ impl Parameters {
             let problem = "must be one aggregate: the one in which the LUN of `adopt` is";
             return Err(FieldError::new("parameters[aggregate]", problem));
         }
+        let policy = policy_of("parameters", map)?;
         let claim = PROVISIONER_KEYS
             .iter()
             .filter(|key| **key != FS_TYPE)
@@ -198,9 +233,17 @@ impl Parameters {
             aggregate,
             provision_type,
             adopt,
+            policy,
             claim,
         })
     }
+}
+
+/// The multipath policy in the parameters, or in a volume context: CreateVolume wrote it there, or somebody who made a PersistentVolume by hand.
+/// `field` names the map.
+pub fn policy_of(field: &str, map: &HashMap<String, String>) -> Result<Policy, FieldError> {
+    Policy::from_map(map)
+        .map_err(|error| FieldError::new(format!("{field}[{}]", error.key), error.to_string()))
 }
 
 /// The name of a LUN, with the claim's names in their places.
@@ -306,6 +349,7 @@ mod tests {
             ("aggregate", "fast, slow"),
             ("protocol", "iscsi"),
             ("provisionType", "thick"),
+            ("minPaths", "2"),
             ("csi.storage.k8s.io/pvc/name", "data"),
             ("csi.storage.k8s.io/fstype", "xfs"),
         ])
@@ -322,6 +366,7 @@ mod tests {
         );
         assert_eq!(parameters.provision_type, ProvisionType::Thick);
         assert_eq!(parameters.claim.len(), 1);
+        assert_eq!(parameters.policy.min_paths, 2);
         let none = parse(&[]).unwrap();
         assert_eq!(
             (none.system, none.aggregate, none.provision_type),
@@ -374,6 +419,12 @@ mod tests {
             ("protocol", "fc"),
             ("protocol", "ISCSI"),
             ("provisionType", "thickest"),
+            ("noPathRetry", "0"),
+            ("noPathRetry", "forever"),
+            ("pathSelector", "historical-service-time"),
+            ("pathGrouping", "group_by_prio"),
+            ("minPaths", "0"),
+            ("queueMode", "mq"),
             ("adopt", ""),
             ("adopt", "a b"),
             ("adopt", "../a"),

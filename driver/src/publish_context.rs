@@ -7,6 +7,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
 
+use storagelink_multipath::Policy;
+
 use crate::ids::is_iscsi_name;
 
 /// Highest LUN: flat space addressing has 14 bits (SAM-5, 4.7.7.1).
@@ -105,6 +107,8 @@ pub struct PublishContext {
     pub read_only: bool,
     /// Somebody else made it: its content is not ours, so it is never formatted.
     pub adopted: bool,
+    /// How the node uses its paths, from the volume context. Its keys are those of the StorageClass; defaults are not written.
+    pub policy: Policy,
 }
 
 impl PublishContext {
@@ -125,6 +129,7 @@ impl PublishContext {
         ]
         .into_iter()
         .map(|(key, value)| (key.to_owned(), value))
+        .chain(self.policy.to_map())
         .collect()
     }
 
@@ -167,6 +172,8 @@ impl PublishContext {
             size_bytes,
             read_only,
             adopted,
+            policy: Policy::from_map(map)
+                .map_err(|error| malformed(error.key, &error.value, error.allowed))?,
         })
     }
 }
@@ -219,6 +226,7 @@ mod tests {
             size_bytes: 1 << 30,
             read_only: false,
             adopted: false,
+            policy: Policy::default(),
         }
     }
 
@@ -228,13 +236,14 @@ mod tests {
             portals in proptest::collection::vec(
                 (any::<std::net::IpAddr>(), 1u16.., 1u16.., "iqn\\.2026-01\\.[a-z]{1,9}:[a-z0-9:.-]{1,20}"), 1..5),
             lun in 0..=MAX_LUN, wwid in "naa\\.[0-9a-f]{32}", size_bytes in 1..=i64::MAX as u64, read_only in any::<bool>(),
-            adopted in any::<bool>(),
+            adopted in any::<bool>(), min_paths in 1u32..32,
         ) {
+            let policy = Policy { min_paths, ..Policy::default() };
             let portals = portals
                 .into_iter()
                 .map(|(ip, port, group_tag, target)| Portal { address: SocketAddr::new(ip, port), group_tag, target })
                 .collect();
-            let context = PublishContext { transport: Transport::Iscsi, portals, lun, wwid, size_bytes, read_only, adopted };
+            let context = PublishContext { transport: Transport::Iscsi, portals, lun, wwid, size_bytes, read_only, adopted, policy };
             prop_assert_eq!(PublishContext::from_map(&context.to_map()), Ok(context));
         }
 
@@ -277,6 +286,8 @@ mod tests {
             (SIZE, "1G"),
             (READ_ONLY, "yes"),
             (ADOPTED, ""),
+            ("noPathRetry", "1m"),
+            ("minPaths", "0"),
         ] {
             let mut map = sample().to_map();
             map.insert(key.to_owned(), value.to_owned());

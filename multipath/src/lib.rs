@@ -1,7 +1,8 @@
 //! Dynamic multipathing: builds one device-mapper multipath map per volume when it comes into use, and only then.
 //!
 //! # Layout
-//! - pure, without I/O: [`wwid`] (VPD page 0x83), [`table`] and [`status`] (the multipath target's grammars), [`hctl`], [`sense`];
+//! - pure, without I/O: [`wwid`] (VPD page 0x83), [`table`] and [`status`] (the multipath target's grammars), [`alua`] (path groups), [`policy`]
+//!   (a volume's settings), [`hctl`], [`sense`];
 //! - [`host`]: the seam to the kernel, a real side and a simulated one;
 //! - [`worker`]: the threads on which blocking kernel calls live;
 //! - [`scsi_device`]: one SCSI disk: find, scan, delete;
@@ -11,6 +12,7 @@
 //! It owns only maps whose uuid starts with [`names::UUID_PREFIX`] and must never touch another, never scan more than one
 //! H:C:T:L, and never put a path into a table that has not proved the volume's identity.
 
+pub mod alua;
 pub mod engine;
 #[cfg(fuzzing)]
 #[doc(hidden)]
@@ -19,6 +21,7 @@ pub mod hctl;
 pub mod host;
 pub mod iscsi_session;
 pub mod names;
+pub mod policy;
 pub mod scsi_device;
 pub mod sense;
 pub mod status;
@@ -29,5 +32,6 @@ pub mod wwid;
 pub use engine::{Engine, Map, MapSpec, PathView, ProvenPath};
 pub use hctl::Hctl;
 pub use host::Host;
+pub use policy::Policy;
 pub use scsi_device::ScsiDisk;
 pub use wwid::Wwid;

@@ -15,6 +15,8 @@ pub struct Sense {
     pub ascq: u8,
 }
 
+/// Sense key NOT READY (SPC-6 table 47).
+const NOT_READY: u8 = 0x2;
 /// Sense key UNIT ATTENTION (SPC-6 table 47).
 pub const UNIT_ATTENTION: u8 = 0x6;
 
@@ -53,6 +55,12 @@ impl Sense {
     #[must_use]
     pub fn is_unit_attention(self) -> bool {
         self.key == UNIT_ATTENTION
+    }
+
+    /// The path is well, its target port is in the standby state (SPC-6 5.18.2.4.4; ASC and ASCQ 04h/0Bh).
+    #[must_use]
+    pub fn is_standby(self) -> bool {
+        (self.key, self.asc, self.ascq) == (NOT_READY, 0x04, 0x0b)
     }
 }
 

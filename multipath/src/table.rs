@@ -5,7 +5,10 @@
 
 use std::fmt;
 
-use crate::host::DevNo;
+use crate::{
+    host::DevNo,
+    policy::{NoPathRetry, PathSelector, Policy, QueueMode},
+};
 
 /// What a multipath table says.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -59,28 +62,63 @@ impl MultipathTable {
     /// One group over these paths, round-robin, holding I/O while none is usable. Without paths: a table that only holds I/O.
     #[must_use]
     pub fn round_robin(paths: impl IntoIterator<Item = DevNo>) -> Self {
-        let paths: Vec<TablePath> = paths
-            .into_iter()
+        Self::of_policy(&Policy::default(), &[paths.into_iter().collect()])
+    }
+
+    /// These groups, best first, as a policy says; empty ones are left out.
+    #[must_use]
+    pub fn of_policy(policy: &Policy, groups: &[Vec<DevNo>]) -> Self {
+        let (selector, args) = match policy.selector {
             // Repeat count 1: the next request takes the next path (dm-ps-round-robin.c clamps it to 1 anyway).
-            .map(|devno| TablePath {
-                devno,
-                args: vec!["1".to_owned()],
+            PathSelector::RoundRobin | PathSelector::QueueLength => (policy.selector, &["1"][..]),
+            // Repeat count, and a relative throughput that is the same for all (dm-ps-service-time.c).
+            PathSelector::ServiceTime => (policy.selector, &["1", "1"][..]),
+        };
+        let path = |devno: &DevNo| TablePath {
+            devno: *devno,
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+        };
+        let groups: Vec<PathGroup> = groups
+            .iter()
+            .filter(|paths| !paths.is_empty())
+            .map(|paths| PathGroup {
+                selector: selector.to_string(),
+                selector_args: vec![],
+                paths: paths.iter().map(path).collect(),
             })
             .collect();
-        let groups = if paths.is_empty() {
-            vec![]
-        } else {
-            vec![PathGroup {
-                selector: "round-robin".to_owned(),
-                selector_args: vec![],
-                paths,
-            }]
-        };
+        let mut features = Vec::new();
+        if policy.no_path_retry != NoPathRetry::Fail {
+            features.push(Feature::QueueIfNoPath);
+        }
+        if policy.queue_mode == QueueMode::Bio {
+            features.push(Feature::QueueMode("bio".to_owned()));
+        }
         Self {
-            features: vec![Feature::QueueIfNoPath],
+            features,
             hardware_handler: vec![],
             initial_group: u32::from(!groups.is_empty()),
             groups,
+        }
+    }
+
+    /// The paths of each group.
+    #[must_use]
+    pub fn layout(&self) -> Vec<Vec<DevNo>> {
+        self.groups
+            .iter()
+            .map(|group| group.paths.iter().map(|path| path.devno).collect())
+            .collect()
+    }
+
+    /// The map takes bios.
+    #[must_use]
+    pub fn queue_mode(&self) -> QueueMode {
+        let bio = Feature::QueueMode("bio".to_owned());
+        if self.features.contains(&bio) {
+            QueueMode::Bio
+        } else {
+            QueueMode::Request
         }
     }
 
@@ -347,6 +385,25 @@ mod tests {
         assert_eq!(
             MultipathTable::round_robin([]).to_string(),
             "1 queue_if_no_path 0 0 0"
+        );
+        let policy = Policy {
+            selector: PathSelector::ServiceTime,
+            no_path_retry: NoPathRetry::Fail,
+            queue_mode: QueueMode::Bio,
+            ..Policy::default()
+        };
+        let groups = [
+            vec![DevNo { major: 8, minor: 0 }],
+            vec![DevNo { major: 8, minor: 16 }],
+        ];
+        let table = MultipathTable::of_policy(&policy, &groups);
+        assert_eq!(
+            table.to_string(),
+            "2 queue_mode bio 0 2 1 service-time 0 1 2 8:0 1 1 service-time 0 1 2 8:16 1 1"
+        );
+        assert_eq!(
+            (table.layout(), table.queue_mode()),
+            (groups.to_vec(), QueueMode::Bio)
         );
     }
 

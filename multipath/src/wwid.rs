@@ -77,10 +77,16 @@ pub enum VpdError {
     WrongPage(u8),
 }
 
-/// All identities of the logical unit in a VPD page 0x83 (SPC-6 7.7.6), in the order of the page.
-///
-/// Unknown designator types and those of target ports are passed over; a page that is cut short is an error.
-pub fn parse_vpd_83(page: &[u8]) -> Result<Vec<Wwid>, VpdError> {
+/// One designator of a VPD page 0x83 (SPC-6 7.7.6.1).
+struct Designator<'a> {
+    code_set: u8,
+    association: u8,
+    kind: u8,
+    content: &'a [u8],
+}
+
+/// All designators in the order of the page; a page that is cut short is an error.
+fn designators(page: &[u8]) -> Result<Vec<Designator<'_>>, VpdError> {
     let truncated = || VpdError::Truncated(page.len());
     if page.len() < 4 {
         return Err(truncated());
@@ -95,18 +101,32 @@ pub fn parse_vpd_83(page: &[u8]) -> Result<Vec<Wwid>, VpdError> {
         let [code, kind, _, length, ..] = *rest else {
             return Err(truncated());
         };
-        let designator = rest.get(4..4 + usize::from(length)).ok_or_else(truncated)?;
+        let content = rest.get(4..4 + usize::from(length)).ok_or_else(truncated)?;
         rest = &rest[4 + usize::from(length)..];
-        // Association 00b: the addressed logical unit.
-        if kind & 0x30 != 0 {
-            continue;
-        }
-        let text = match (kind & 0x0f, code & 0x0f) {
-            (0x3, 0x1) => format!("naa.{}", hex(designator)),
-            (0x2, 0x1) => format!("eui.{}", hex(designator)),
-            (0x1, _) => format!("t10.{}", t10(designator)),
+        found.push(Designator {
+            code_set: code & 0x0f,
+            association: kind >> 4 & 0x3,
+            kind: kind & 0x0f,
+            content,
+        });
+    }
+    Ok(found)
+}
+
+/// All identities of the logical unit in a VPD page 0x83 (SPC-6 7.7.6), in the order of the page.
+///
+/// Unknown designator types and those of target ports are passed over; a page that is cut short is an error.
+pub fn parse_vpd_83(page: &[u8]) -> Result<Vec<Wwid>, VpdError> {
+    let mut found = Vec::new();
+    // Association 00b: the addressed logical unit.
+    for designator in designators(page)?.into_iter().filter(|d| d.association == 0) {
+        let content = designator.content;
+        let text = match (designator.kind, designator.code_set) {
+            (0x3, 0x1) => format!("naa.{}", hex(content)),
+            (0x2, 0x1) => format!("eui.{}", hex(content)),
+            (0x1, _) => format!("t10.{}", t10(content)),
             // SCSI name string: the forms that carry an identifier (SPC-6 7.7.6.11).
-            (0x8, 0x3) => String::from_utf8_lossy(designator)
+            (0x8, 0x3) => String::from_utf8_lossy(content)
                 .trim_end_matches(['\0', ' '])
                 .to_owned(),
             _ => continue,
@@ -118,6 +138,18 @@ pub fn parse_vpd_83(page: &[u8]) -> Result<Vec<Wwid>, VpdError> {
         }
     }
     Ok(found)
+}
+
+/// The target port group of the port that answered with this VPD page 0x83 (SPC-6 7.7.6.8): designator type 5h of association 01b, the group
+/// in its bytes 2 and 3. `None` where the device names none.
+#[must_use]
+pub fn target_port_group(page: &[u8]) -> Option<u16> {
+    let found = designators(page).ok()?;
+    let group = found.iter().find(|d| d.association == 1 && d.kind == 0x5)?;
+    match *group.content {
+        [_, _, high, low] => Some(u16::from_be_bytes([high, low])),
+        _ => None,
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -160,6 +192,7 @@ mod tests {
             (0x2, 0x1, b"LIO-ORG disk one"),
             (0x1, 0x13, &[0x50, 1, 2, 3, 4, 5, 6, 7]),
             (0x1, 0x14, &[0, 0, 0, 1]),
+            (0x1, 0x15, &[0, 0, 0x12, 0x34]),
             (0x3, 0x8, b"eui.0123456789ABCDEF\0\0"),
         ]);
         let found: Vec<String> = parse_vpd_83(&page)
@@ -172,6 +205,7 @@ mod tests {
             found,
             [naa.as_str(), "t10.LIO-ORG_disk_one", "eui.0123456789abcdef"]
         );
+        assert_eq!(target_port_group(&page), Some(0x1234));
     }
 
     #[test]
@@ -182,6 +216,7 @@ mod tests {
         }
         assert_eq!(parse_vpd_83(&[0, 0x80, 0, 0]), Err(VpdError::WrongPage(0x80)));
         assert_eq!(parse_vpd_83(&[0, 0x83, 0, 0]), Ok(vec![]));
+        assert_eq!(target_port_group(&whole), None);
     }
 
     #[test]
@@ -213,7 +248,7 @@ mod tests {
             let mut page = vec![0, 0x83];
             page.extend(u16::try_from(bytes.len()).unwrap().to_be_bytes());
             page.extend(bytes);
-            let _ = parse_vpd_83(&page);
+            let _ = (parse_vpd_83(&page), target_port_group(&page));
         }
 
         #[test]

@@ -234,7 +234,10 @@ pub(super) async fn create_volume(
     };
     let volume = CsiVolume {
         capacity_bytes: i64::try_from(volume.size_bytes).unwrap_or(i64::MAX),
-        volume_context: volume_context(&id, &volume),
+        volume_context: volume_context(&id, &volume)
+            .into_iter()
+            .chain(wanted.parameters.policy.to_map())
+            .collect(),
         volume_id: id.to_string(),
         content_source: wanted.source.as_ref().map(Source::to_csi),
         accessible_topology,

@@ -74,7 +74,8 @@ pub(super) async fn get_volume(
     })
 }
 
-/// What the node and people get to know about a volume. Every key is one that CreateVolume answered, too.
+/// What the node and people get to know about a volume. Every key is one that CreateVolume answered, too; it added the class's policy, which
+/// the array does not know.
 pub(super) fn volume_context(id: &VolumeId, volume: &Volume) -> HashMap<String, String> {
     let mut context = HashMap::from([
         ("system".to_owned(), volume.system.clone()),

@@ -1,5 +1,6 @@
 //! ControllerPublishVolume and ControllerUnpublishVolume: which node may reach a volume, and what it must know for it.
 
+use storagelink_multipath::Policy;
 use storagelink_proto::csi::v1::{
     ControllerPublishVolumeRequest, ControllerPublishVolumeResponse, ControllerUnpublishVolumeRequest,
     ControllerUnpublishVolumeResponse,
@@ -15,6 +16,7 @@ use crate::codes::{Coded, Rpc};
 use crate::fields::{self, FieldError};
 use crate::gateway::Gateways;
 use crate::ids::NodeId;
+use crate::parameters::policy_of;
 use crate::publish_context::{MAX_LUN, Portal, PublishContext, Transport, is_wwid};
 
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +64,7 @@ pub(super) async fn publish_volume(
         None => return Err(FieldError::new("volume_capability", "is required").into()),
     };
     capability.supported()?;
+    let policy = policy_of("volume_context", &request.volume_context)?;
     let located = Located::find(gateways, &request.volume_id, &request.secrets).await?;
     let volume = located.volume(Rpc::Publish).await?;
     let node: NodeId = request
@@ -101,7 +104,7 @@ pub(super) async fn publish_volume(
             system: volume.system,
         });
     }
-    let context = publish_context(&mapped, &volume, read_only).map_err(|problem| {
+    let context = publish_context(&mapped, &volume, read_only, policy).map_err(|problem| {
         CommonError::from(
             located
                 .client
@@ -155,6 +158,7 @@ fn publish_context(
     mapped: &MapVolumeResponse,
     volume: &Volume,
     read_only: bool,
+    policy: Policy,
 ) -> Result<PublishContext, String> {
     let Some(mapping) = &mapped.mapping else {
         return Err("without a mapping".to_owned());
@@ -188,6 +192,7 @@ fn publish_context(
         size_bytes: mapped.size_bytes,
         read_only,
         adopted: !volume.source_lun.is_empty(),
+        policy,
     })
 }
 

@@ -1,5 +1,6 @@
 //! ValidateVolumeCapabilities: whether an existing volume can be used as asked.
 
+use storagelink_multipath::policy;
 use storagelink_proto::csi::v1::validate_volume_capabilities_response::Confirmed;
 use storagelink_proto::csi::v1::{ValidateVolumeCapabilitiesRequest, ValidateVolumeCapabilitiesResponse};
 use storagelink_proto::storagelink::v1::Volume;
@@ -11,7 +12,7 @@ use crate::codes::Rpc;
 use crate::fields;
 use crate::gateway::Gateways;
 use crate::ids::VolumeId;
-use crate::parameters::{Parameters, provision_type_name};
+use crate::parameters::{Parameters, policy_of, provision_type_name};
 
 pub(super) async fn validate(
     gateways: &Gateways,
@@ -54,6 +55,11 @@ fn objection(request: &ValidateVolumeCapabilitiesRequest, id: &VolumeId, volume:
         .volume_context
         .iter()
         .filter(|(key, _)| !key.contains('/'));
+    // How nodes use the volume is not the array's to know: any policy fits.
+    if let Err(error) = policy_of("volume_context", &request.volume_context) {
+        return Some(error.to_string());
+    }
+    let ours = ours.filter(|(key, _)| !policy::KEYS.contains(&key.as_str()));
     for (key, value) in ours {
         if context.get(key) != Some(value) {
             return Some(format!("volume_context[{key}] is not that of the volume"));

@@ -43,11 +43,13 @@ impl Work<'_> {
             tracing::warn!(volume.id = %volume, %portal, error, "path is missing, it is brought up in the background");
         }
         let proven = self.prove(paths, &wwid).await?;
+        self.enough(&proven)?;
         self.remark(proven.len());
         let spec = MapSpec {
             volume: volume.to_string(),
             wwid: wwid.clone(),
             read_only: self.request.read_only(),
+            policy: self.request.context.policy,
         };
         let map = self
             .node
@@ -55,6 +57,7 @@ impl Work<'_> {
             .build(spec, proven)
             .await
             .map_err(|e| self.engine(Fault::build("build its map", e)))?;
+        self.compare_selector(&map);
         let map = self.sized(map, &wwid).await?;
         if let Access::Mount { fs, .. } = self.request.capability.access {
             let disk = view::disk(&self.node.host, &map)
@@ -69,6 +72,31 @@ impl Work<'_> {
         entry.formatting = None;
         self.node.journal.put(volume, entry).await?;
         Ok(missing.into_iter().map(|(portal, _)| portal).collect())
+    }
+
+    /// Refuses with fewer paths than the class asks for.
+    fn enough(&self, proven: &[ProvenPath]) -> Result<(), StageError> {
+        let (found, wanted) = (proven.len(), self.request.context.policy.min_paths);
+        if usize::try_from(wanted).is_ok_and(|wanted| found >= wanted) {
+            return Ok(());
+        }
+        Err(StageError::FewPaths {
+            volume: self.volume,
+            found,
+            wanted,
+        })
+    }
+
+    /// A kernel without the path selector that the class asks for is no silent matter.
+    fn compare_selector(&self, map: &Map) {
+        let wanted = self.request.context.policy.selector.to_string();
+        if map.selector != wanted {
+            let (volume, is) = (self.volume, &map.selector);
+            let text =
+                format!("volume {volume}: this node's kernel has no path selector {wanted}: {is} is used");
+            // An error: nobody listens.
+            let _ = self.node.remarks.send(text);
+        }
     }
 
     /// A volume that does not have all the paths that it could have, or that could only have one, is no silent matter.

@@ -16,7 +16,7 @@ use kube::{
     api::ListParams,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
-use storagelink_multipath::engine::{Change, NO_PATH_RETRY, Notice};
+use storagelink_multipath::engine::{Change, Notice};
 use tokio::{sync::broadcast, time::Instant};
 use uuid::Uuid;
 
@@ -291,8 +291,8 @@ fn of_volume(notice: &Notice, node: &str) -> (EventType, &'static str, String) {
             EventType::Warning,
             "NoPath",
             format!(
-                "node {node}: the path over {portal} is lost, and no other is left: I/O waits {} s for one, then fails",
-                NO_PATH_RETRY.as_secs()
+                "node {node}: the path over {portal} is lost, and no other is left: {}",
+                notice.no_path_retry.explained()
             ),
         ),
         (Change::Lost, _) => (
@@ -300,6 +300,14 @@ fn of_volume(notice: &Notice, node: &str) -> (EventType, &'static str, String) {
             "PathLost",
             format!(
                 "node {node}: the path over {portal} is lost; I/O goes on over {usable} of {paths} paths"
+            ),
+        ),
+        (Change::LeftOut, _) => (
+            EventType::Warning,
+            "PathLeftOut",
+            format!(
+                "node {node}: the path over {portal} was down while the volume grew; it is used again when it is back; \
+                 I/O goes on over {usable} other paths"
             ),
         ),
         (Change::Misled, _) => (
@@ -331,6 +339,7 @@ mod tests {
             portal: portal.to_owned(),
             usable,
             paths: 2,
+            no_path_retry: storagelink_multipath::policy::NoPathRetry::default(),
         }
     }
 

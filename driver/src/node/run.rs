@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Config, Node, NodeService, Outside, events, info, iscsid,
-    journal::Entry,
+    journal::{Entry, JournalError},
     registration::{self, Registrar},
 };
 use crate::{
@@ -139,6 +139,13 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         transport: Arc::new(initiator),
     };
     let node = Node::new(config, outside).context("state directory")?;
+    // Before the monitor decides anything.
+    if let Err(error) = node.recall_policies().await {
+        tracing::error!(
+            error = chain(&error),
+            "the volumes' policies are not known: the defaults hold"
+        );
+    }
     // Before anybody calls: a suspended map hangs whatever touches it.
     if let Err(error) = engine.adopt().await {
         tracing::error!(error = chain(&error), "cannot look at this host's maps");
@@ -261,17 +268,32 @@ impl Node {
         self.sweep().await;
     }
 
-    /// Brings up paths that were taken out because they led to another disk: their portal may show the volume again.
+    /// Brings up paths that were taken out because they led to another disk, or were down while the volume grew: their portal may show
+    /// the volume again.
     async fn rejoin(&self, mut notices: broadcast::Receiver<Notice>) {
         loop {
             match notices.recv().await {
-                Ok(notice) if notice.change == Change::Misled => self.bring_up_missing().await,
+                Ok(notice) if matches!(notice.change, Change::Misled | Change::LeftOut) => {
+                    self.bring_up_missing().await;
+                }
                 Ok(_) => {}
                 // It may have been among those that were missed.
                 Err(broadcast::error::RecvError::Lagged(_)) => self.bring_up_missing().await,
                 Err(broadcast::error::RecvError::Closed) => return,
             }
         }
+    }
+
+    /// Tells the engine how the volumes of a predecessor are to be treated.
+    pub async fn recall_policies(&self) -> Result<(), JournalError> {
+        for (_, entry) in self.0.journal.list().await? {
+            if let Ok(context) = PublishContext::from_map(&entry.publish_context)
+                && let Ok(wwid) = context.wwid.parse()
+            {
+                self.0.engine.set_policy(&wwid, context.policy);
+            }
+        }
+        Ok(())
     }
 
     async fn bring_up_missing(&self) {

@@ -68,6 +68,16 @@ pub enum StageError {
         /// Each with its error.
         errors: String,
     },
+    /// Fewer paths than `minPaths` are usable.
+    #[error("volume {volume}: {found} usable paths, its class asks for {wanted} (minPaths)")]
+    FewPaths {
+        /// Which volume.
+        volume: Uuid,
+        /// Paths that proved themselves.
+        found: usize,
+        /// Paths that are asked for.
+        wanted: u32,
+    },
     /// The disk is smaller than the volume.
     #[error("volume {volume}: its disk has {actual} bytes, publish_context.sizeBytes says {published}")]
     TooSmall {
@@ -132,7 +142,7 @@ impl Coded for StageError {
             Self::Occupied { .. } | Self::WrongIdentity { .. } | Self::TooSmall { .. } => {
                 Code::FailedPrecondition
             }
-            Self::NoPath { .. } => Code::Unavailable,
+            Self::NoPath { .. } | Self::FewPaths { .. } => Code::Unavailable,
             Self::Engine { source, .. } => source.code,
             Self::Context(_) => Code::InvalidArgument,
             Self::Journal(_) => Code::Internal,

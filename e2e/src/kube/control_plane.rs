@@ -118,6 +118,8 @@ impl ControlPlane {
                     format!("--root-ca-file={}", file("ca.crt")),
                     format!("--service-account-private-key-file={}", file("sa.key")),
                     "--use-service-account-credentials=true".to_owned(),
+                    // Of the default 50 s everybody who waits for a dead node would wait most.
+                    "--node-monitor-grace-period=30s".to_owned(),
                 ],
             ),
             ("scheduler", "kube-scheduler", Vec::new()),

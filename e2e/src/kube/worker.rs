@@ -151,6 +151,8 @@ fn kubelet_configuration() -> String {
         // Nothing answers there: pods reach what they need by address.
         "clusterDNS": [API_SERVICE],
         "nodeStatusUpdateFrequency": "5s",
+        // Renewed every quarter of it: often enough for the controller manager's patience.
+        "nodeLeaseDurationSeconds": 20,
         // A file system is grown when its pod is looked at again: every minute, if nobody says otherwise.
         "syncFrequency": "15s",
         // Pods have no cgroups of their own to be walked through every two seconds.

@@ -20,11 +20,11 @@ use crate::{
 /// The first start of a pod formats its volume, on emulated processors.
 const READY_LIMIT: Duration = Duration::from_secs(300);
 
-/// What a writing pod does: write 25 times a second, which leaves emulated processors to the cluster, until told to
+/// What a writing pod does: write ten times a second, which leaves emulated processors to the cluster, until told to
 /// stop; leave a summary, wait. A pod that finds the file there, because it
 /// was moved, leaves it alone.
 const COMMAND: &str = "if [ ! -e /data/file ]; then
-  lab-writer write --target /data/file --log /ack/$POD_NAME.ack --jobs 1 --blocks 512 --every-ms 40 > /ack/$POD_NAME.summary &
+  lab-writer write --target /data/file --log /ack/$POD_NAME.ack --jobs 1 --blocks 512 --every-ms 100 > /ack/$POD_NAME.summary &
   echo $! > /tmp/writer; wait; fi; exec sleep 2147483647";
 
 /// One pod of a set.

@@ -1,150 +1,19 @@
-//! Building, extending and resizing a map. Blocking; runs on a worker thread under the volume's lock.
+//! Building, extending, regrouping and resizing a map. Blocking; runs on a worker thread under the volume's lock.
 //!
-//! Rules of the kernel that decide the order here (drivers/md/dm-mpath.c, dm-ioctl.c; measured on 6.1 and 6.12):
-//! - a table swap waits for the I/O of the old table: never swap while a path has I/O that does not come back;
-//! - a swap that the kernel refuses leaves the map suspended; a second plain resume brings the old table back;
-//! - every swap makes failed paths active again: their marks are sent again at once, and one that leads to another disk is not in the new table.
+//! Never lets a path in that has not proved the volume's identity, and never swaps a table but by [`Change`], which knows the kernel's rules.
 
 use std::collections::BTreeMap;
 
-use super::{BuildError, Map, MapSpec, ProveError, ProvenPath, view};
-use crate::{
-    Host, ScsiDisk, Wwid,
-    host::{DevNo, DmError, TargetLine},
-    names, scsi_device,
-    status::MultipathStatus,
-    table::MultipathTable,
-};
-
-/// A map being changed.
-struct Change<'a> {
-    host: &'a Host,
-    name: &'a str,
-}
-
-impl Change<'_> {
-    fn kernel(&self) -> impl Fn(DmError) -> BuildError + '_ {
-        |source| BuildError::Kernel {
-            name: self.name.to_owned(),
-            source,
-        }
-    }
-
-    fn line(&self, size_bytes: u64, paths: &[DevNo]) -> TargetLine {
-        TargetLine {
-            start: 0,
-            length: size_bytes / 512,
-            target: "multipath".to_owned(),
-            params: MultipathTable::round_robin(paths.iter().copied()).to_string(),
-        }
-    }
-
-    /// Paths of the live table.
-    fn paths(&self) -> Result<Vec<DevNo>, BuildError> {
-        let table = self.host.dm.table(self.name).map_err(self.kernel())?;
-        let Some(line) = table.first() else {
-            return Ok(vec![]);
-        };
-        let table: MultipathTable = line.params.parse().map_err(|source| BuildError::Table {
-            name: self.name.to_owned(),
-            source,
-        })?;
-        Ok(table.paths().collect())
-    }
-
-    /// Paths that the target has failed.
-    fn failed(&self) -> Result<Vec<DevNo>, BuildError> {
-        let status = self.host.dm.status(self.name).map_err(self.kernel())?;
-        let Some(line) = status.first() else {
-            return Ok(vec![]);
-        };
-        let status: MultipathStatus = line.params.parse().map_err(|source| BuildError::Table {
-            name: self.name.to_owned(),
-            source,
-        })?;
-        Ok(status
-            .paths()
-            .filter(|path| !path.active)
-            .map(|path| path.devno)
-            .collect())
-    }
-
-    /// Failed paths among these that have been exchanged for another disk: in a new table they would take I/O again for a moment.
-    fn misled(&self, wwid: &Wwid, paths: &[DevNo]) -> Result<Vec<ScsiDisk>, BuildError> {
-        let failed = self.failed()?;
-        let misled = paths
-            .iter()
-            .filter(|devno| failed.contains(devno))
-            .filter_map(|devno| scsi_device::find_by_devno(self.host, *devno))
-            .filter(ScsiDisk::is_running)
-            .filter(|disk| {
-                matches!(
-                    super::prove(self.host, disk.hctl, wwid),
-                    Err(ProveError::Mismatch { .. })
-                )
-            });
-        Ok(misled.collect())
-    }
-
-    /// Puts a new table in place of the live one, without flushing what is queued.
-    fn swap(&self, size_bytes: u64, paths: &[DevNo], read_only: bool) -> Result<(), BuildError> {
-        let failed = self.failed()?;
-        self.host
-            .dm
-            .load(self.name, &[self.line(size_bytes, paths)], read_only)
-            .map_err(self.kernel())?;
-        let swapped = self.host.dm.resume(self.name, false);
-        if swapped.is_err() {
-            // The old table is still there, suspended: run it again, whatever else fails. The new one goes first if the kernel kept it, or
-            // the resume would try it once more.
-            let cleared = self.host.dm.clear(self.name);
-            let revived = self.host.dm.resume(self.name, false);
-            if let Err(error) = revived.and(cleared) {
-                tracing::error!(
-                    dm.name = self.name,
-                    error = super::full(&error),
-                    "the map could not be brought back after a refused table"
-                );
-            }
-        }
-        // After a refusal, too: a table that could not be cleared was swapped in by the second resume.
-        for devno in failed.into_iter().filter(|devno| paths.contains(devno)) {
-            if let Err(error) = self.host.dm.message(self.name, &format!("fail_path {devno}")) {
-                tracing::warn!(dm.name = self.name, path = %devno, %error, "cannot mark the path as failed again");
-            }
-        }
-        swapped.map_err(self.kernel())
-    }
-
-    /// Refuses while a path of the live table holds I/O. Answers the disks that are still there.
-    fn reloadable(&self, paths: &[DevNo]) -> Result<Vec<ScsiDisk>, BuildError> {
-        let mut disks = Vec::new();
-        for devno in paths {
-            // A disk that is gone has given its I/O back.
-            let Some(disk) = scsi_device::find_by_devno(self.host, *devno) else {
-                continue;
-            };
-            if disk.is_blocked() {
-                return Err(blocked(self.name, &disk));
-            }
-            disks.push(disk);
-        }
-        Ok(disks)
-    }
-}
-
-fn blocked(map: &str, disk: &ScsiDisk) -> BuildError {
-    BuildError::PathBlocked {
-        name: map.to_owned(),
-        devno: disk.devno,
-        device: disk.name.clone(),
-        state: disk.state.clone(),
-    }
-}
+use super::{BuildError, Map, MapSpec, ProvenPath, change::Change, view};
+use crate::{Host, Policy, ScsiDisk, Wwid, host::DevNo, names, scsi_device};
 
 /// Runs a suspended map again and drops a table that was never swapped in.
 pub(super) fn settle(host: &Host, name: &str) -> Result<(), BuildError> {
-    let change = Change { host, name };
+    let change = Change {
+        host,
+        name,
+        policy: Policy::default(),
+    };
     let Some(info) = host.dm.info(name).map_err(change.kernel())? else {
         return Ok(());
     };
@@ -167,7 +36,11 @@ pub(super) fn build(host: &Host, spec: &MapSpec, paths: &[ProvenPath]) -> Result
     let uuid = names::map_uuid(&spec.wwid);
     let disks = check(host, &spec.wwid, paths, &uuid)?;
     let name = names::map_name(&spec.volume);
-    let change = Change { host, name: &name };
+    let change = Change {
+        host,
+        name: &name,
+        policy: spec.policy,
+    };
     let existing = host.dm.list().map_err(change.kernel())?;
     if let Some(other) = existing
         .iter()
@@ -209,38 +82,63 @@ pub(super) fn build(host: &Host, spec: &MapSpec, paths: &[ProvenPath]) -> Result
     if live {
         let map = find(host, &spec.wwid)?;
         fits(&map, &disks)?;
-        extend(&change, &disks, &map, spec.read_only)?;
+        extend(&change, paths, &map, spec.read_only)?;
     } else {
         let devnos: Vec<DevNo> = disks.iter().map(|disk| disk.devno).collect();
-        let size = common_size(&spec.wwid, disks)?;
+        let size = common_size(&spec.wwid, &disks)?;
+        let groups = change.arrange(&devnos, paths, &[]);
         if !known {
             host.dm.create(&name, &uuid).map_err(change.kernel())?;
         }
-        let started = host
-            .dm
-            .load(&name, &[change.line(size, &devnos)], spec.read_only)
-            .and_then(|()| host.dm.resume(&name, false));
+        let started = change
+            .load(size, &groups, spec.read_only)
+            .and_then(|()| host.dm.resume(&name, false).map_err(change.kernel()));
         if let Err(error) = started {
             // An empty device is of no use to anybody and would keep the name.
             if let Err(error) = host.dm.remove(&name) {
                 tracing::warn!(dm.name = name, %error, "cannot remove the map that could not be started");
             }
-            return Err(change.kernel()(error));
+            return Err(error);
         }
     }
     find(host, &spec.wwid)
 }
 
-pub(super) fn join(host: &Host, wwid: &Wwid, path: &ProvenPath) -> Result<Map, BuildError> {
+pub(super) fn join(host: &Host, wwid: &Wwid, path: &ProvenPath, policy: Policy) -> Result<Map, BuildError> {
     let map = find(host, wwid)?;
-    let disks = check(host, wwid, std::slice::from_ref(path), &map.uuid)?;
-    fits(&map, &disks)?;
+    let path = fresh_size(host, path, map.size_bytes)?;
+    let paths = std::slice::from_ref(&path);
+    fits(&map, &check(host, wwid, paths, &map.uuid)?)?;
     let change = Change {
         host,
         name: &map.name,
+        policy,
     };
-    extend(&change, &disks, &map, map.read_only)?;
+    extend(&change, paths, &map, map.read_only)?;
     find(host, wwid)
+}
+
+/// The path with its size read again, if it shows less than the map has: a disk that was down while the volume grew keeps its old size.
+fn fresh_size(host: &Host, path: &ProvenPath, size_bytes: u64) -> Result<ProvenPath, BuildError> {
+    if path.disk.size_bytes >= size_bytes {
+        return Ok(path.clone());
+    }
+    rescan(host, &path.disk)?;
+    let now = scsi_device::find(host, &path.disk.hctl).filter(|now| now.is_same(&path.disk));
+    Ok(ProvenPath {
+        disk: now.unwrap_or_else(|| path.disk.clone()),
+        ..path.clone()
+    })
+}
+
+/// Makes the kernel ask a disk for its size again.
+fn rescan(host: &Host, disk: &ScsiDisk) -> Result<(), BuildError> {
+    host.sysfs
+        .write(&format!("class/scsi_device/{}/device/rescan", disk.hctl), "1")
+        .map_err(|source| BuildError::Rescan {
+            device: disk.name.clone(),
+            source,
+        })
 }
 
 /// A path that is shorter than the map would be refused at the swap. A longer one is a volume that has grown and waits for its resize.
@@ -258,96 +156,136 @@ fn fits(map: &Map, disks: &[ScsiDisk]) -> Result<(), BuildError> {
 }
 
 /// Brings proven paths into the live table, and drops those whose disk is gone or another one.
-fn extend(change: &Change<'_>, proven: &[ScsiDisk], map: &Map, read_only: bool) -> Result<(), BuildError> {
-    let old = change.paths()?;
-    let misled = change.misled(&map.wwid, &old)?;
+fn extend(change: &Change<'_>, proven: &[ProvenPath], map: &Map, read_only: bool) -> Result<(), BuildError> {
+    let before = change.layout()?;
+    let old: Vec<DevNo> = before.iter().flatten().copied().collect();
+    let survey = change.survey(&map.wwid, &old);
     let mut wanted: Vec<DevNo> = old
         .iter()
         .copied()
         .filter(|devno| scsi_device::find_by_devno(change.host, *devno).is_some())
-        .filter(|devno| misled.iter().all(|disk| disk.devno != *devno))
+        .filter(|devno| !survey.is_misled(*devno))
         .collect();
-    for disk in proven {
-        if !wanted.contains(&disk.devno) {
-            wanted.push(disk.devno);
+    for path in proven {
+        if !wanted.contains(&path.disk.devno) {
+            wanted.push(path.disk.devno);
         }
     }
-    if wanted == old && read_only == map.read_only {
+    let known: Vec<ProvenPath> = proven.iter().cloned().chain(survey.proven).collect();
+    let groups = change.arrange(&wanted, &known, &before);
+    if groups == before && read_only == map.read_only {
         return Ok(());
     }
     change.reloadable(&old)?;
-    change.swap(map.size_bytes, &wanted, read_only)
+    change.swap(map.size_bytes, &groups, read_only)
 }
 
-/// Takes failed paths that lead to other disks out of the live table; their disks. The only paths of a map stay, failed.
-pub(super) fn shed(host: &Host, wwid: &Wwid) -> Result<Vec<ScsiDisk>, BuildError> {
+/// Takes paths that lead to other disks out of the live table; their disks. The only paths of a map stay, failed.
+pub(super) fn shed(host: &Host, wwid: &Wwid, policy: Policy) -> Result<Vec<ScsiDisk>, BuildError> {
     let map = find(host, wwid)?;
     let change = Change {
         host,
         name: &map.name,
+        policy,
     };
-    let old = change.paths()?;
-    let misled = change.misled(wwid, &old)?;
-    let mut rest = old.clone();
-    rest.retain(|devno| misled.iter().all(|disk| disk.devno != *devno));
-    if rest.is_empty() || rest == old {
+    let before = change.layout()?;
+    let old: Vec<DevNo> = before.iter().flatten().copied().collect();
+    let survey = change.survey(wwid, &old);
+    let rest = only(&before, |path| !survey.is_misled(path));
+    if rest.is_empty() || rest == before {
         return Ok(Vec::new());
     }
     change.reloadable(&old)?;
     change.swap(map.size_bytes, &rest, map.read_only)?;
-    Ok(misled)
+    Ok(survey.misled)
 }
 
-pub(super) fn resize(host: &Host, wwid: &Wwid) -> Result<u64, BuildError> {
+/// Puts the map's paths into these groups; nothing happens when the map has other paths by now.
+pub(super) fn regroup(
+    host: &Host,
+    wwid: &Wwid,
+    policy: Policy,
+    groups: &[Vec<DevNo>],
+) -> Result<bool, BuildError> {
     let map = find(host, wwid)?;
     let change = Change {
         host,
         name: &map.name,
+        policy,
     };
-    let paths = change.paths()?;
-    for disk in change.reloadable(&paths)? {
-        if !disk.is_running() {
-            continue;
-        }
-        host.sysfs
-            .write(&format!("class/scsi_device/{}/device/rescan", disk.hctl), "1")
-            .map_err(|source| BuildError::Rescan {
-                device: disk.name.clone(),
-                source,
-            })?;
+    let before = change.layout()?;
+    let sorted = |groups: &[Vec<DevNo>]| {
+        let mut paths: Vec<DevNo> = groups.iter().flatten().copied().collect();
+        paths.sort_unstable();
+        paths
+    };
+    if before == groups || sorted(&before) != sorted(groups) {
+        return Ok(false);
+    }
+    change.reloadable(before.iter().flatten())?;
+    change.swap(map.size_bytes, groups, map.read_only)?;
+    Ok(true)
+}
+
+/// The groups without the paths that are not wanted.
+fn only(groups: &[Vec<DevNo>], wanted: impl Fn(DevNo) -> bool) -> Vec<Vec<DevNo>> {
+    groups
+        .iter()
+        .map(|paths| paths.iter().copied().filter(|path| wanted(*path)).collect())
+        .filter(|paths: &Vec<DevNo>| !paths.is_empty())
+        .collect()
+}
+
+/// What a resize came to.
+pub(super) struct Resized {
+    /// Size of the map in bytes.
+    pub(super) size_bytes: u64,
+    /// Disks that were down and still have the old size: they are in the map no more.
+    pub(super) left_out: Vec<ScsiDisk>,
+}
+
+pub(super) fn resize(host: &Host, wwid: &Wwid, policy: Policy) -> Result<Resized, BuildError> {
+    let map = find(host, wwid)?;
+    let change = Change {
+        host,
+        name: &map.name,
+        policy,
+    };
+    let before = change.layout()?;
+    let paths: Vec<DevNo> = before.iter().flatten().copied().collect();
+    let survey = change.survey(wwid, &paths);
+    for disk in change.reloadable(&paths)?.iter().filter(|disk| disk.is_running()) {
+        rescan(host, disk)?;
     }
     // A disk that is gone keeps its old size in the kernel: it must not be in the new table.
-    let mut disks = change.reloadable(&paths)?;
-    let misled = change.misled(wwid, &paths)?;
-    disks.retain(|disk| misled.iter().all(|other| other.devno != disk.devno));
-    if disks.is_empty() {
+    let disks = change.reloadable(&paths)?;
+    let (up, down): (Vec<ScsiDisk>, Vec<ScsiDisk>) = disks
+        .into_iter()
+        .filter(|disk| !survey.is_misled(disk.devno))
+        .partition(ScsiDisk::is_running);
+    let Some(size) = up.iter().map(|disk| disk.size_bytes).min() else {
         return Err(BuildError::NoPath { wwid: wwid.clone() });
-    }
-    let paths: Vec<DevNo> = disks.iter().map(|disk| disk.devno).collect();
-    let size = disks
-        .iter()
-        .map(|disk| disk.size_bytes)
-        .min()
-        .unwrap_or(map.size_bytes);
+    };
     // A table longer than one of its paths would be refused at the swap.
-    if disks.iter().any(|disk| disk.size_bytes != size) {
-        // One that is down has the size of before.
-        if let Some(down) = disks.iter().find(|disk| !disk.is_running()) {
-            return Err(blocked(&map.name, down));
-        }
-        let sizes = disks
-            .into_iter()
-            .map(|disk| (disk.name, disk.size_bytes))
-            .collect();
-        return Err(BuildError::Sizes {
-            wwid: wwid.clone(),
-            sizes: show_sizes(&sizes),
+    if up.iter().any(|disk| disk.size_bytes != size) {
+        return Err(sizes_differ(wwid, &up));
+    }
+    let (fit, left_out): (Vec<ScsiDisk>, Vec<ScsiDisk>) =
+        down.into_iter().partition(|disk| disk.size_bytes >= size);
+    if size <= map.size_bytes {
+        return Ok(Resized {
+            size_bytes: map.size_bytes,
+            left_out: Vec::new(),
         });
     }
-    if size > map.size_bytes {
-        change.swap(size, &paths, map.read_only)?;
-    }
-    Ok(size.max(map.size_bytes))
+    let groups = only(&before, |path| {
+        up.iter().chain(&fit).any(|disk| disk.devno == path)
+    });
+    change.swap(size, &groups, map.read_only)?;
+    Ok(Resized {
+        size_bytes: size,
+        left_out,
+    })
 }
 
 fn find(host: &Host, wwid: &Wwid) -> Result<Map, BuildError> {
@@ -361,12 +299,19 @@ fn find(host: &Host, wwid: &Wwid) -> Result<Map, BuildError> {
         .ok_or_else(|| BuildError::NoMap { wwid: wwid.clone() })
 }
 
-fn show_sizes(sizes: &BTreeMap<String, u64>) -> String {
-    sizes
+fn sizes_differ(wwid: &Wwid, disks: &[ScsiDisk]) -> BuildError {
+    let sizes: BTreeMap<&str, u64> = disks
         .iter()
-        .map(|(name, size)| format!("{name} {size} bytes"))
-        .collect::<Vec<_>>()
-        .join(", ")
+        .map(|disk| (disk.name.as_str(), disk.size_bytes))
+        .collect();
+    BuildError::Sizes {
+        wwid: wwid.clone(),
+        sizes: sizes
+            .iter()
+            .map(|(name, size)| format!("{name} {size} bytes"))
+            .collect::<Vec<_>>()
+            .join(", "),
+    }
 }
 
 /// Everything that can be known to be wrong with the paths before the kernel is asked. Answers their disks, each once, as they are now.
@@ -409,17 +354,10 @@ fn check(host: &Host, wwid: &Wwid, paths: &[ProvenPath], uuid: &str) -> Result<V
 }
 
 /// The size of a map that is to be made over these disks: theirs.
-fn common_size(wwid: &Wwid, disks: Vec<ScsiDisk>) -> Result<u64, BuildError> {
+fn common_size(wwid: &Wwid, disks: &[ScsiDisk]) -> Result<u64, BuildError> {
     let first = disks.first().map_or(0, |disk| disk.size_bytes);
     if first == 0 || disks.iter().any(|disk| disk.size_bytes != first) {
-        let sizes = disks
-            .into_iter()
-            .map(|disk| (disk.name, disk.size_bytes))
-            .collect();
-        return Err(BuildError::Sizes {
-            wwid: wwid.clone(),
-            sizes: show_sizes(&sizes),
-        });
+        return Err(sizes_differ(wwid, disks));
     }
     Ok(first)
 }

@@ -147,13 +147,13 @@ async fn a_volume_grows_past_a_disk_that_is_gone() {
 }
 
 #[tokio::test]
-async fn a_volume_does_not_grow_while_a_path_is_down_and_does_when_it_is_back() {
+async fn a_volume_does_not_grow_while_a_path_holds_io_and_does_afterwards() {
     let lab = lab(2).await;
     lab.engine.build(spec(), lab.proven().await).await.unwrap();
-    lab.kernel.cut(lab.sessions[0], "transport-offline");
+    lab.kernel.cut(lab.sessions[0], "blocked");
     lab.kernel.set_lun(TARGET, LUN, &wwid(), 2 * GIB);
     let error = lab.engine.resize(&wwid(), SHORT).await.unwrap_err();
-    assert!(error.to_string().contains("is transport-offline"), "{error}");
+    assert!(error.to_string().contains("is blocked"), "{error}");
     assert_eq!(lab.map().await.size_bytes, GIB);
     lab.kernel.heal(lab.sessions[0]);
     assert_eq!(lab.engine.resize(&wwid(), SHORT).await.unwrap(), 2 * GIB);

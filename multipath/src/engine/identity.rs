@@ -5,16 +5,20 @@
 //! leaves the table and its SCSI device goes, unless it is the only path: that one stays, failed, and comes back when it leads to the volume
 //! again. A path that gives no answer is the monitor's business.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{
+    task::{JoinError, JoinSet},
+    time::Instant,
+};
 
 use super::{
-    Change, Engine, KERNEL_DEADLINE, Map, PathView, ProveError, full,
+    Change, Engine, KERNEL_DEADLINE, Map, PathView, ProveError, ProvenPath, full,
     kernel_events::{KernelEvents, next_of},
     monitor::{Busy, CHECK, Shared},
+    port_groups::{Pending, SETTLED},
 };
-use crate::{Hctl, scsi_device, worker};
+use crate::{Hctl, Wwid, scsi_device, worker};
 
 /// How often each path is asked without a reason: one command of 1 KiB at most.
 #[cfg(not(test))]
@@ -35,15 +39,16 @@ impl Engine {
             )
             .ok();
         let memory = Shared::default();
+        let mut pending = Pending::new();
         let mut next = Instant::now() + CYCLE;
         let mut rest = Instant::now();
         loop {
             let event = next_of(events.as_ref());
             tokio::select! {
                 () = tokio::time::sleep_until(next) => {
-                    self.prove_again(&memory).await;
+                    let unsettled = self.prove_again(&memory, &mut pending).await;
                     rest = Instant::now() + REST;
-                    next = Instant::now() + CYCLE;
+                    next = Instant::now() + if unsettled { CYCLE.min(SETTLED) } else { CYCLE };
                 }
                 event = event => {
                     if let Err(error) = event {
@@ -57,43 +62,62 @@ impl Engine {
         }
     }
 
-    /// Asks every usable path. Ends when all have answered or run into their deadline.
-    async fn prove_again(&self, memory: &Shared) {
+    /// Asks every usable path, and has each map follow its array. Ends when all have answered or run into their deadline. Answers whether
+    /// something waits to settle.
+    async fn prove_again(&self, memory: &Shared, pending: &mut Pending) -> bool {
         let maps = match self.maps().await {
             Ok(maps) => maps,
             Err(error) => {
                 tracing::warn!(error = full(&error), "cannot read the maps");
-                return;
+                return false;
             }
         };
         let mut asked = JoinSet::new();
-        for map in maps.into_iter().filter(|map| !map.suspended) {
+        let mut proven: HashMap<Wwid, Vec<ProvenPath>> = HashMap::new();
+        let mut keep = |answer: Result<Option<ProvenPath>, JoinError>| {
+            if let Ok(Some(path)) = answer {
+                proven.entry(path.wwid.clone()).or_default().push(path);
+            }
+        };
+        for map in maps.iter().filter(|map| !map.suspended) {
             for path in map.paths().filter(|path| path.is_usable()) {
                 // The last one asked still hangs.
                 let Some(busy) = memory.claim(path.devno) else {
                     continue;
                 };
-                if asked.len() >= AT_ONCE {
-                    asked.join_next().await;
+                if asked.len() >= AT_ONCE
+                    && let Some(answer) = asked.join_next().await
+                {
+                    keep(answer);
                 }
                 let (engine, map, path) = (self.clone(), map.clone(), path.clone());
                 asked.spawn(async move { engine.prove_path_again(&map, &path, busy).await });
             }
         }
-        while asked.join_next().await.is_some() {}
+        while let Some(answer) = asked.join_next().await {
+            keep(answer);
+        }
+        pending.retain(|name, _| maps.iter().any(|map| map.name == *name));
+        let mut unsettled = false;
+        for map in &maps {
+            if let Some(paths) = proven.remove(&map.wwid) {
+                unsettled |= self.follow_array(map, paths, pending).await;
+            }
+        }
+        unsettled
     }
 
-    async fn prove_path_again(&self, map: &Map, path: &PathView, busy: Busy) {
-        let Ok(hctl) = path.hctl.parse::<Hctl>() else {
-            return;
-        };
+    /// The path, if it has proved itself.
+    async fn prove_path_again(&self, map: &Map, path: &PathView, busy: Busy) -> Option<ProvenPath> {
+        let hctl = path.hctl.parse::<Hctl>().ok()?;
         let (host, wwid) = (self.host.clone(), map.wwid.clone());
         let proven = worker::run("prove-again", CHECK, move || {
-            (super::prove(&host, hctl, &wwid).map(drop), busy)
+            (super::prove(&host, hctl, &wwid), busy)
         })
         .await;
         match proven {
-            Ok((Ok(()), _)) => {}
+            // The map holds the disk with this number; another one at the address proves nothing about it.
+            Ok((Ok(proven), _)) => return Some(proven).filter(|proven| proven.disk.devno == path.devno),
             Ok((Err(error @ ProveError::Mismatch { .. }), busy)) => {
                 self.misled(map, path, &error, busy).await;
             }
@@ -103,6 +127,7 @@ impl Engine {
             // Logged by the worker.
             Err(_) => {}
         }
+        None
     }
 
     /// Keeps I/O away from a path that leads to another disk, and tells of it.
@@ -128,10 +153,10 @@ impl Engine {
     /// Takes failed paths that lead to other disks out of the map, and their SCSI devices from the host.
     async fn shed(&self, map: &Map) -> Result<(), super::BuildError> {
         let guard = self.lock(&map.wwid, KERNEL_DEADLINE).await?;
-        let (host, wwid) = (self.host.clone(), map.wwid.clone());
+        let (host, wwid, policy) = (self.host.clone(), map.wwid.clone(), self.policy(&map.wwid));
         worker::run("shed-paths", KERNEL_DEADLINE, move || {
             let _held = guard;
-            for disk in super::build::shed(&host, &wwid)? {
+            for disk in super::build::shed(&host, &wwid, policy)? {
                 // It was found for this volume; whoever wants the other disk finds it anew.
                 if let Err(error) = scsi_device::delete(&host, &disk) {
                     tracing::warn!(device = disk.name, hctl = %disk.hctl, %error, "cannot delete the device of another disk");

@@ -31,8 +31,9 @@ const OF_INTEREST: [&[u8]; 4] = [
     b"DEVTYPE=scsi_device",
 ];
 
-/// Unit attentions after which a device may be another one (drivers/scsi/scsi_lib.c, scsi_evt_emit).
-const OTHER_DEVICE: [&[u8]; 3] = [
+/// Unit attentions after which a device may be another one, or be reached in another state (drivers/scsi/scsi_lib.c, scsi_evt_emit).
+const OTHER_DEVICE: [&[u8]; 4] = [
+    b"SDEV_UA=ASYMMETRIC_ACCESS_STATE_CHANGED",
     b"SDEV_UA=INQUIRY_DATA_HAS_CHANGED",
     b"SDEV_UA=REPORTED_LUNS_DATA_HAS_CHANGED",
     b"SDEV_UA=POWER_ON_RESET_OCCURRED",
@@ -50,7 +51,7 @@ impl KernelEvents {
         Self::open(SockProtocol::NetlinkKObjectUEvent, UEVENTS, concerns_paths)
     }
 
-    /// Hears of devices that may have become others from now on.
+    /// Hears of devices that may have become others, or be reached otherwise, from now on.
     pub(super) fn of_unit_attentions() -> io::Result<Self> {
         Self::open(SockProtocol::NetlinkKObjectUEvent, UEVENTS, may_be_another)
     }
@@ -171,6 +172,9 @@ mod tests {
     fn a_changed_capacity_is_no_other_device() {
         let event = |ua: &str| format!("change@/devices/x\0SUBSYSTEM=scsi\0SDEV_UA={ua}\0");
         assert!(may_be_another(event("REPORTED_LUNS_DATA_HAS_CHANGED").as_bytes()));
+        assert!(may_be_another(
+            event("ASYMMETRIC_ACCESS_STATE_CHANGED").as_bytes()
+        ));
         assert!(!may_be_another(event("CAPACITY_DATA_HAS_CHANGED").as_bytes()));
     }
 

@@ -5,20 +5,24 @@
 //! volume's lock is held until the thread that works on it has really ended.
 
 mod build;
+mod change;
 mod connections;
 mod error;
+mod failback;
+mod flapping;
 mod identity;
 mod kernel_events;
 mod monitor;
 mod no_path;
 mod notice;
+mod port_groups;
 mod remove;
 mod view;
 
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -31,16 +35,15 @@ pub(crate) use kernel_events::fuzz as fuzz_kernel_event;
 
 pub use error::{BuildError, ProveError, RemoveError};
 pub use monitor::REPAIR_LOOK;
-pub use no_path::NO_PATH_RETRY;
 pub use notice::{Change, Notice};
 pub use view::{GroupView, Map, PathView, maps};
 
 use crate::{
-    Hctl, Host, ScsiDisk, Wwid,
+    Hctl, Host, Policy, ScsiDisk, Wwid,
     host::{DmError, DmInfo},
     names, scsi_device,
     worker::{self, WorkerError},
-    wwid::parse_vpd_83,
+    wwid::{parse_vpd_83, target_port_group},
 };
 
 /// Time for device-mapper calls on a map whose paths are well; measured at 0.1 s on an emulated machine.
@@ -53,6 +56,8 @@ const UNIT_ATTENTIONS: usize = 5;
 pub struct ProvenPath {
     disk: ScsiDisk,
     wwid: Wwid,
+    /// Target port group of the port that it leads through, where the device names one.
+    port_group: Option<u16>,
 }
 
 impl ProvenPath {
@@ -77,6 +82,8 @@ pub struct MapSpec {
     pub wwid: Wwid,
     /// Refuse writes.
     pub read_only: bool,
+    /// How it is laid out and behaves.
+    pub policy: Policy,
 }
 
 /// Why the maps could not be read.
@@ -101,6 +108,8 @@ pub struct Engine {
     locks: Arc<Mutex<HashMap<Wwid, Weak<AsyncMutex<()>>>>>,
     notices: tokio::sync::broadcast::Sender<Notice>,
     connections_ended: Arc<AtomicU64>,
+    /// By identity; a map without one has the defaults.
+    policies: Arc<Mutex<HashMap<Wwid, Policy>>>,
 }
 
 impl Engine {
@@ -112,6 +121,7 @@ impl Engine {
             locks: Arc::default(),
             notices: tokio::sync::broadcast::Sender::new(notice::BACKLOG),
             connections_ended: Arc::default(),
+            policies: Arc::default(),
         }
     }
 
@@ -125,6 +135,22 @@ impl Engine {
     #[must_use]
     pub fn connections_ended(&self) -> u64 {
         self.connections_ended.load(Ordering::Relaxed)
+    }
+
+    /// Sets the policy of a volume: from now on for what the monitor decides, from the next change of its map on for its layout. An engine
+    /// that adopts maps is told before it watches.
+    pub fn set_policy(&self, wwid: &Wwid, policy: Policy) {
+        self.policies().insert(wwid.clone(), policy);
+    }
+
+    /// The policy of a volume.
+    #[must_use]
+    pub fn policy(&self, wwid: &Wwid) -> Policy {
+        self.policies().get(wwid).copied().unwrap_or_default()
+    }
+
+    fn policies(&self) -> MutexGuard<'_, HashMap<Wwid, Policy>> {
+        self.policies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_of(&self, wwid: &Wwid) -> Lock {
@@ -168,6 +194,7 @@ impl Engine {
     /// See [`BuildError`]; a map that did not exist before does not exist after an error.
     pub async fn build(&self, spec: MapSpec, paths: Vec<ProvenPath>) -> Result<Map, BuildError> {
         let guard = self.lock(&spec.wwid, KERNEL_DEADLINE).await?;
+        self.set_policy(&spec.wwid, spec.policy);
         let host = self.host.clone();
         worker::run("build-map", KERNEL_DEADLINE, move || {
             let _held = guard;
@@ -182,26 +209,41 @@ impl Engine {
     /// See [`BuildError`]; [`BuildError::PathBlocked`] passes by itself: try again.
     pub async fn join(&self, wwid: &Wwid, path: ProvenPath) -> Result<Map, BuildError> {
         let guard = self.lock(wwid, KERNEL_DEADLINE).await?;
-        let (host, wwid) = (self.host.clone(), wwid.clone());
+        let (host, wwid, policy) = (self.host.clone(), wwid.clone(), self.policy(wwid));
         worker::run("join-path", KERNEL_DEADLINE, move || {
             let _held = guard;
-            build::join(&host, &wwid, &path)
+            build::join(&host, &wwid, &path, policy)
         })
         .await?
     }
 
     /// Reads the size of every path again and gives the map the new one. Answers the map's size in bytes.
     ///
+    /// A path that is down keeps its old size and would hold the volume back: it leaves the map, and joins again when it is back
+    /// ([`Change::LeftOut`]).
+    ///
     /// # Errors
     /// See [`BuildError`]; the map keeps its old size then.
     pub async fn resize(&self, wwid: &Wwid, deadline: Duration) -> Result<u64, BuildError> {
         let guard = self.lock(wwid, deadline).await?;
-        let (host, wwid) = (self.host.clone(), wwid.clone());
-        worker::run("resize-map", deadline, move || {
+        let (host, identity, policy) = (self.host.clone(), wwid.clone(), self.policy(wwid));
+        let before = self.find(wwid).await.ok().flatten();
+        let resized = worker::run("resize-map", deadline, move || {
             let _held = guard;
-            build::resize(&host, &wwid)
+            build::resize(&host, &identity, policy)
         })
-        .await?
+        .await??;
+        for path in before.iter().flat_map(Map::paths) {
+            if let (Some(map), true) = (
+                &before,
+                resized.left_out.iter().any(|disk| disk.devno == path.devno),
+            ) {
+                tracing::warn!(dm.name = map.name, %wwid, path = %path.devno, device = path.name, portal = path.portal,
+                    "path is down and does not know the new size: it is out of the map until it is back");
+                self.tell(map, path, Change::LeftOut);
+            }
+        }
+        Ok(resized.size_bytes)
     }
 
     /// Makes the maps usable that a killed process left half made: suspended ones run again, loaded tables that were never swapped in go.
@@ -335,6 +377,7 @@ fn prove(host: &Host, hctl: Hctl, wwid: &Wwid) -> Result<ProvenPath, ProveError>
         Some(now) if now.is_same(&disk) => Ok(ProvenPath {
             disk: now,
             wwid: wwid.clone(),
+            port_group: target_port_group(&page),
         }),
         _ => Err(ProveError::Missing { hctl }),
     }
@@ -344,5 +387,7 @@ fn prove(host: &Host, hctl: Hctl, wwid: &Wwid) -> Result<ProvenPath, ProveError>
 mod fault_tests;
 #[cfg(test)]
 mod model_tests;
+#[cfg(test)]
+mod policy_tests;
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,9 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    Engine, KERNEL_DEADLINE, Map, PathView, ProveError, ViewError, full,
+    Engine, KERNEL_DEADLINE, Map, PathView, ProveError, ViewError,
+    flapping::Losses,
+    full,
     kernel_events::{KernelEvents, next_of},
     view,
 };
@@ -58,8 +60,12 @@ pub(super) struct Memory {
     suspended: HashMap<String, Instant>,
     /// Paths that were told to be lost, with the names of device and portal.
     pub(super) lost: HashMap<DevNo, (String, String)>,
+    /// How often paths were lost of late.
+    pub(super) losses: HashMap<DevNo, Losses>,
     /// Since when a map has no usable path.
     pub(super) pathless: HashMap<String, Instant>,
+    /// Since when a map could use a better path group than it does.
+    pub(super) worse: HashMap<String, Instant>,
 }
 
 #[derive(Clone, Default)]
@@ -175,6 +181,7 @@ impl Engine {
                 memory.get().suspended.remove(&map.name);
                 self.notice(map, memory);
                 self.bound_queueing(map, memory);
+                well &= !self.fail_back(map, memory);
                 for path in map.paths() {
                     match (path.active, path.device_state.as_str()) {
                         (true, "running") => {
@@ -247,9 +254,18 @@ impl Engine {
         });
     }
 
-    /// Starts a check of a failed path whose device is running again, unless one runs or ran just now.
+    /// Starts a check of a failed path whose device is running again, unless one runs or ran just now, or the path came and went too often and
+    /// others can do without it.
     fn check(&self, map: &Map, path: &PathView, memory: &Shared) {
         let now = Instant::now();
+        let held = memory
+            .get()
+            .losses
+            .get(&path.devno)
+            .map(|losses| losses.held_until());
+        if held.is_some_and(|until| now < until) && map.paths().any(PathView::is_usable) {
+            return;
+        }
         let (checks, not_before) = memory.get().checked.get(&path.devno).copied().unwrap_or((0, now));
         if now < not_before {
             return;
@@ -265,8 +281,9 @@ impl Engine {
 
     async fn reinstate(&self, map: &Map, path: &PathView, memory: &Shared, busy: Busy) {
         let (host, checked, wwid) = (self.host.clone(), path.clone(), map.wwid.clone());
+        let standby = map.may_stand_by(path.devno);
         let proven = worker::run("check-path", CHECK, move || {
-            (proves_itself(&host, &checked, &wwid), busy)
+            (proves_itself(&host, &checked, &wwid, standby), busy)
         })
         .await;
         let busy = match proven {
@@ -322,13 +339,18 @@ fn forget(memory: &Shared, maps: &[Map]) {
     memory.checked.retain(|path, _| paths.contains(path));
     memory.misled.retain(|path| paths.contains(path));
     memory.lost.retain(|path, _| paths.contains(path));
+    let now = Instant::now();
+    memory
+        .losses
+        .retain(|path, losses| paths.contains(path) && !losses.is_forgotten(now));
     let known = |name: &String, _: &mut Instant| maps.iter().any(|map| map.name == *name);
     memory.suspended.retain(known);
     memory.pathless.retain(known);
+    memory.worse.retain(known);
 }
 
-/// TEST UNIT READY, which also takes the unit attentions of a reset, then the identity. Blocking.
-fn proves_itself(host: &Host, path: &PathView, wwid: &Wwid) -> Result<(), ProveError> {
+/// TEST UNIT READY, which also takes the unit attentions of a reset, then the identity. `standby`: a port in standby is well. Blocking.
+fn proves_itself(host: &Host, path: &PathView, wwid: &Wwid, standby: bool) -> Result<(), ProveError> {
     let Ok(hctl) = path.hctl.parse::<Hctl>() else {
         return Err(ProveError::Gone { devno: path.devno });
     };
@@ -336,6 +358,7 @@ fn proves_itself(host: &Host, path: &PathView, wwid: &Wwid) -> Result<(), ProveE
         match host.scsi.test_unit_ready(&path.name) {
             Ok(()) => break,
             Err(error) if error.is_unit_attention() => {}
+            Err(error) if error.is_reservation_conflict() || (standby && error.is_standby()) => break,
             Err(source) => {
                 return Err(ProveError::NotReady {
                     hctl,

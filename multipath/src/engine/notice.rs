@@ -3,10 +3,10 @@
 
 use std::collections::hash_map::Entry;
 
-use tokio::sync::broadcast;
+use tokio::{sync::broadcast, time::Instant};
 
-use super::{Engine, Map, PathView, monitor::Shared};
-use crate::Wwid;
+use super::{Engine, Map, PathView, flapping::Losses, monitor::Shared};
+use crate::{Wwid, policy::NoPathRetry};
 
 /// Notices that a slow listener may be behind.
 pub(super) const BACKLOG: usize = 256;
@@ -20,9 +20,11 @@ pub enum Change {
     Back,
     /// It leads to another disk; no I/O goes to it.
     Misled,
+    /// It was down while the volume grew and is out of the map.
+    LeftOut,
 }
 
-/// A path that was lost, is back, or leads elsewhere.
+/// A path that was lost, is back, leads elsewhere, or was left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// The volume's id, as in the map's name.
@@ -39,6 +41,8 @@ pub struct Notice {
     pub usable: usize,
     /// All paths of the map.
     pub paths: usize,
+    /// What becomes of its I/O without a usable path.
+    pub no_path_retry: NoPathRetry,
 }
 
 impl Engine {
@@ -51,18 +55,23 @@ impl Engine {
     /// Tells of one path now.
     pub(super) fn tell(&self, map: &Map, path: &PathView, change: Change) {
         // An error: nobody listens.
-        let _ = self.notices.send(notice(map, path, change, Default::default()));
+        let _ = self.notices.send(self.of(map, path, change, Default::default()));
     }
 
     pub(super) fn notice(&self, map: &Map, memory: &Shared) {
         for path in map.paths() {
-            let mut memory = memory.get();
+            let now = Instant::now();
+            let mut guard = memory.get();
+            let memory = &mut *guard;
             let told = match (path.is_usable(), memory.lost.entry(path.devno)) {
                 (false, Entry::Vacant(entry)) => {
                     entry.insert((path.name.clone(), path.portal.clone()));
-                    Some(notice(map, path, Change::Lost, Default::default()))
+                    let losses = memory.losses.get(&path.devno);
+                    let losses = losses.map_or_else(|| Losses::first(now), |before| before.again(now));
+                    memory.losses.insert(path.devno, losses);
+                    Some(self.of(map, path, Change::Lost, Default::default()))
                 }
-                (true, Entry::Occupied(entry)) => Some(notice(map, path, Change::Back, entry.remove())),
+                (true, Entry::Occupied(entry)) => Some(self.of(map, path, Change::Back, entry.remove())),
                 _ => None,
             };
             if let Some(told) = told {
@@ -71,20 +80,21 @@ impl Engine {
             }
         }
     }
-}
 
-/// `names`: of device and portal, where they are not known any more.
-fn notice(map: &Map, path: &PathView, change: Change, names: (String, String)) -> Notice {
-    let or = |name: &String, known: String| if name.is_empty() { known } else { name.clone() };
-    let usable =
-        |other: &&PathView| other.is_usable() && (change != Change::Misled || other.devno != path.devno);
-    Notice {
-        volume: map.volume.clone(),
-        wwid: map.wwid.clone(),
-        change,
-        device: or(&path.name, names.0),
-        portal: or(&path.portal, names.1),
-        usable: map.paths().filter(usable).count(),
-        paths: map.paths().count(),
+    /// `names`: of device and portal, where they are not known any more.
+    fn of(&self, map: &Map, path: &PathView, change: Change, names: (String, String)) -> Notice {
+        let or = |name: &String, known: String| if name.is_empty() { known } else { name.clone() };
+        let out = matches!(change, Change::Misled | Change::LeftOut);
+        let usable = |other: &&PathView| other.is_usable() && !(out && other.devno == path.devno);
+        Notice {
+            volume: map.volume.clone(),
+            wwid: map.wwid.clone(),
+            change,
+            device: or(&path.name, names.0),
+            portal: or(&path.portal, names.1),
+            usable: map.paths().filter(usable).count(),
+            paths: map.paths().count(),
+            no_path_retry: self.policy(&map.wwid).no_path_retry,
+        }
     }
 }

@@ -34,6 +34,12 @@ impl Engine {
     /// # Errors
     /// See [`RemoveError`]; the map is whole then.
     pub async fn remove(&self, wwid: &Wwid, deadline: Duration) -> Result<Vec<ScsiDisk>, RemoveError> {
+        let disks = self.remove_map(wwid, deadline).await?;
+        self.policies().remove(wwid);
+        Ok(disks)
+    }
+
+    async fn remove_map(&self, wwid: &Wwid, deadline: Duration) -> Result<Vec<ScsiDisk>, RemoveError> {
         let until = Instant::now() + deadline;
         let left = || until.saturating_duration_since(Instant::now());
         let held = self.lock(wwid, deadline).await?;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::host::sim::SimKernel;
+use crate::{host::sim::SimKernel, policy::NoPathRetry};
 
 pub(super) const GIB: u64 = 1 << 30;
 pub(super) const TARGET: &str = "iqn.2026-11.com.example:t";
@@ -24,6 +24,10 @@ pub(super) fn spec() -> MapSpec {
         volume: VOLUME.to_owned(),
         wwid: wwid(),
         read_only: false,
+        policy: Policy {
+            no_path_retry: NoPathRetry::For(SHORT),
+            ..Policy::default()
+        },
     }
 }
 
@@ -317,14 +321,12 @@ async fn a_map_without_a_path_holds_io_for_a_while_and_again_when_one_is_back() 
     }
     let begun = std::time::Instant::now();
     lab.watch("it fails its I/O", |map| !map.queue_if_no_path).await;
-    assert!(begun.elapsed() >= crate::engine::NO_PATH_RETRY, "too early");
+    assert!(begun.elapsed() >= SHORT, "too early");
     lab.kernel.heal(lab.sessions[1]);
     lab.watch("it holds its I/O again", |map| map.queue_if_no_path)
         .await;
     // One path of two: nothing is failed, however long it lasts.
-    lab.engine
-        .monitor(tokio::time::sleep(3 * crate::engine::NO_PATH_RETRY))
-        .await;
+    lab.engine.monitor(tokio::time::sleep(3 * SHORT)).await;
     assert!(lab.map().await.queue_if_no_path);
 }
 

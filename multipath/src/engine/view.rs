@@ -41,6 +41,8 @@ pub struct Map {
     pub open_count: u32,
     /// Path selector of the first group; empty without paths.
     pub selector: String,
+    /// Number of the group in use, or to be used next, counted from 1; 0 without paths.
+    pub current_group: u32,
     /// Path groups in the order of the table.
     pub groups: Vec<GroupView>,
 }
@@ -85,6 +87,25 @@ impl Map {
     #[must_use]
     pub fn kernel_name(&self) -> String {
         format!("dm-{}", self.devno.minor)
+    }
+
+    /// The paths of each group.
+    #[must_use]
+    pub(super) fn layout(&self) -> Vec<Vec<DevNo>> {
+        let group = |group: &GroupView| group.paths.iter().map(|path| path.devno).collect();
+        self.groups.iter().map(group).collect()
+    }
+
+    /// A path whose port is in standby does no harm in the map: it is in a group behind the one in use, and that one has a usable path.
+    pub(super) fn may_stand_by(&self, path: DevNo) -> bool {
+        let numbered = || self.groups.iter().zip(1u32..);
+        let behind = numbered().any(|(group, number)| {
+            number > self.current_group && group.paths.iter().any(|other| other.devno == path)
+        });
+        let works = numbered().any(|(group, number)| {
+            number == self.current_group && group.paths.iter().any(PathView::is_usable)
+        });
+        behind && works
     }
 
     /// All paths in the order of the table.
@@ -186,6 +207,7 @@ fn map(host: &Host, info: DmInfo) -> Result<Option<Map>, DmError> {
             .first()
             .map(|group| group.selector.clone())
             .unwrap_or_default(),
+        current_group: status.current_group,
         groups,
         name: info.name,
         uuid: info.uuid,

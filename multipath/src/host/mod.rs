@@ -115,6 +115,11 @@ impl DmError {
     pub fn is_missing(&self) -> bool {
         self.source.raw_os_error() == Some(nix::libc::ENXIO)
     }
+    /// True when the kernel refused what it was given.
+    #[must_use]
+    pub fn is_invalid(&self) -> bool {
+        self.source.raw_os_error() == Some(nix::libc::EINVAL)
+    }
     /// True when the device is held open or suspended.
     #[must_use]
     pub fn is_busy(&self) -> bool {
@@ -191,12 +196,28 @@ impl ScsiError {
     pub fn is_unit_attention(&self) -> bool {
         matches!(self, Self::Status { sense: Some(sense), .. } if sense.is_unit_attention())
     }
+
+    /// The path works; its target port takes no reads and writes now.
+    #[must_use]
+    pub fn is_standby(&self) -> bool {
+        matches!(self, Self::Status { sense: Some(sense), .. } if sense.is_standby())
+    }
+
+    /// The path works; another initiator has reserved the LUN (SAM-5 5.3.1: RESERVATION CONFLICT).
+    #[must_use]
+    pub fn is_reservation_conflict(&self) -> bool {
+        matches!(self, Self::Status { status: 0x18, .. })
+    }
 }
 
 /// SCSI pass-through to one `sd` device (SG_IO).
 pub trait Scsi: Send + Sync {
     /// INQUIRY with EVPD: the whole page with its header (SPC-6 6.7.2).
     fn inquiry_vpd(&self, device: &str, page: u8) -> Result<Vec<u8>, ScsiError>;
+    /// INQUIRY without EVPD: the standard data, at least the first 6 bytes (SPC-6 6.7.1).
+    fn inquiry_standard(&self, device: &str) -> Result<Vec<u8>, ScsiError>;
+    /// REPORT TARGET PORT GROUPS (SPC-6 6.36): the whole answer with its header.
+    fn report_target_port_groups(&self, device: &str) -> Result<Vec<u8>, ScsiError>;
     /// TEST UNIT READY (SPC-6 6.53). Unit attentions are returned, not swallowed.
     fn test_unit_ready(&self, device: &str) -> Result<(), ScsiError>;
 }

@@ -399,3 +399,43 @@ async fn more_volumes_at_once_than_the_host_can_take_all_come_up_in_their_turns(
     assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
     assert_eq!(lab.kernel.maps().len(), usize::try_from(COUNT).unwrap());
 }
+
+#[tokio::test]
+async fn with_fewer_paths_than_its_class_asks_for_a_volume_is_not_staged_and_nothing_is_left() {
+    let lab = Lab::new();
+    let stage = || {
+        lab.stage_with(ext4(), |request| {
+            request.publish_context.insert("minPaths".into(), "2".into());
+        })
+    };
+    lab.transport.dead.lock().unwrap().insert("192.0.2.2".to_owned());
+    let error = stage().await.expect_err("one path is not enough");
+    assert_eq!(error.code(), tonic::Code::Unavailable);
+    assert!(error.message().contains("minPaths"), "{error}");
+    lab.assert_clean("after the refusal");
+    lab.transport.dead.lock().unwrap().clear();
+    stage().await.expect("both paths are there");
+}
+
+#[tokio::test]
+async fn the_policy_of_a_class_reaches_the_map_and_a_restarted_plugin_remembers_it() {
+    let mut lab = Lab::new();
+    let policy = |request: &mut NodeStageVolumeRequest| {
+        for (key, value) in [("pathSelector", "queue-length"), ("noPathRetry", "fail")] {
+            request.publish_context.insert(key.into(), value.into());
+        }
+    };
+    lab.stage_with(ext4(), policy).await.expect("stages");
+    let map = lab.map().await.expect("a map");
+    assert_eq!(
+        (map.selector.as_str(), map.queue_if_no_path),
+        ("queue-length", false)
+    );
+    lab.restart();
+    lab.node.recall_policies().await.expect("reads the records");
+    let policy = lab.node.0.engine.policy(&map.wwid);
+    assert_eq!(
+        policy.no_path_retry,
+        storagelink_multipath::policy::NoPathRetry::Fail
+    );
+}

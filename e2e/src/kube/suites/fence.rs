@@ -16,7 +16,7 @@ use crate::{
 };
 
 const TAINT: &str = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute";
-/// node-monitor-grace-period is 50 s.
+/// node-monitor-grace-period is 30 s.
 const NOT_READY_LIMIT: Duration = Duration::from_secs(120);
 const MOVED_LIMIT: Duration = Duration::from_secs(240);
 

@@ -36,7 +36,7 @@ pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
         .await
 }
 
-/// Waits until each of two paths has carried 40 to 60 % of at least 200 requests.
+/// Waits until each of two paths has carried 40 to 60 % of at least 100 requests.
 pub async fn both_paths(cluster: &Cluster, writers: &Writers) -> Result<()> {
     let places = writers.places(cluster).await?;
     let guest = cluster.guest(places[0].node);
@@ -46,7 +46,7 @@ pub async fn both_paths(cluster: &Cluster, writers: &Writers) -> Result<()> {
         let shares = inspect::shares(&before, &inspect::paths(guest, &map).await?);
         let total: u64 = shares.iter().map(|(_, requests, _)| requests).sum();
         let even = shares.len() == 2 && shares.iter().all(|(_, _, share)| (40.0..=60.0).contains(share));
-        ensure!(total >= 200 && even, "{shares:?}");
+        ensure!(total >= 100 && even, "{shares:?}");
         Ok(true)
     })
     .await

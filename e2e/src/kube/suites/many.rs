@@ -19,6 +19,9 @@ const SUITE: &str = "many";
 const COUNT: usize = 50;
 const LIMIT: Duration = Duration::from_secs(900);
 
+/// A path that is missing is tried again after at most a minute.
+const LATE_PATHS: Duration = Duration::from_secs(90);
+
 /// Times of one run.
 #[derive(Debug, Clone, Copy)]
 pub struct Times {
@@ -56,21 +59,24 @@ pub async fn run(report: &Report, cluster: &Cluster) -> Result<Times> {
         })
         .await?;
     report
-        .step("each volume is one map of two paths on its node", async {
-            let mut maps = 0;
-            for guest in cluster.lab.nodes() {
-                let text = guest
-                    .shell("for dm in /sys/block/dm-*; do ls $dm/slaves | wc -l; done")
-                    .await?;
-                ensure!(
-                    text.lines().all(|paths| paths == "2"),
-                    "paths of the maps: {text}"
-                );
-                maps += text.lines().count();
-            }
-            ensure!(maps == COUNT, "{maps} maps");
-            Ok(())
-        })
+        .step(
+            "each volume is one map of two paths on its node",
+            // A path that was not there in time comes behind the others.
+            wait::until("maps of two paths", LATE_PATHS, async || {
+                let mut maps = 0;
+                for guest in cluster.lab.nodes() {
+                    let script = "for dm in /sys/block/dm-*; do ls $dm/slaves | wc -l; done";
+                    let paths = guest.shell(script).await?;
+                    maps += paths.lines().count();
+                    ensure!(
+                        paths.lines().all(|number| number == "2"),
+                        "paths of the maps: {paths}"
+                    );
+                }
+                ensure!(maps == COUNT, "{maps} maps");
+                Ok(true)
+            }),
+        )
         .await?;
     let start = Instant::now();
     let gone = report

@@ -135,6 +135,7 @@ mod tests {
             queue_if_no_path: true,
             open_count: 1,
             selector: "round-robin".to_owned(),
+            current_group: 1,
             groups: vec![GroupView {
                 state: "active",
                 paths: vec![path(0, true), path(16, false)],

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    super::{monitor::CHECK, no_path::NO_PATH_RETRY, tests::*, *},
+    super::{monitor::CHECK, tests::*, *},
     world::World,
 };
 
@@ -77,7 +77,7 @@ fn wrong(world: &World, map: &Map) -> Vec<(String, Duration)> {
     let usable = map.paths().filter(|path| path.is_usable()).count();
     if usable == 0 && map.queue_if_no_path {
         let what = "no path is usable, and I/O is held".to_owned();
-        wrongs.push((what, NO_PATH_RETRY + ANSWER));
+        wrongs.push((what, SHORT + ANSWER));
     }
     if usable > 0 && !map.queue_if_no_path {
         wrongs.push(("a path is usable, and I/O is not held without".to_owned(), ANSWER));

@@ -13,6 +13,8 @@ use crate::host::sim::SimKernel;
 
 /// After this much time without trouble everything must be well again.
 const SETTLED: Duration = Duration::from_secs(20);
+/// The longest time for which a path is held down (flapping.rs).
+const HELD_DOWN: Duration = Duration::from_secs(300);
 /// How often the promises are looked at.
 const SLICE: Duration = Duration::from_millis(50);
 /// Time limit of each call of the plugin.
@@ -82,6 +84,11 @@ impl World {
         }
         self.heal_all();
         self.pass(SETTLED, promises).await?;
+        // A path that came and went is held down for a while.
+        let held = Instant::now() + HELD_DOWN;
+        while promises.all_is_well(self).is_err() && Instant::now() < held {
+            self.pass(SETTLED, promises).await?;
+        }
         promises.all_is_well(self)?;
         self.back_to_nothing().await
     }
@@ -105,6 +112,8 @@ impl World {
 
     fn start_process(&mut self) {
         let engine = self.engine.clone();
+        // The plugin has it from its journal.
+        engine.set_policy(&wwid(), spec().policy);
         self.process.spawn(async move {
             // As the plugin does at its start.
             drop(engine.adopt().await);

@@ -221,7 +221,11 @@ pub(crate) fn fuzz(answer: &[u8]) {
         if let Reply::Socket(connection, ..) = reply {
             let (asked, ended) = (one(&connection), destroy(&connection));
             assert!(asked.len() == HEADER + 8 + SOCKET_ID && ended.len() == asked.len());
-            assert_eq!(asked[HEADER + 8..], ended[HEADER + 8..], "both name the same socket");
+            assert_eq!(
+                asked[HEADER + 8..],
+                ended[HEADER + 8..],
+                "both name the same socket"
+            );
         }
     }
 }

@@ -17,6 +17,7 @@ use nix::sys::stat::makedev;
 
 use super::KernelBlockDevices;
 use crate::{
+    alua::report_length,
     host::{BlockDevices, DevNo, Scsi, ScsiError},
     sense::Sense,
 };
@@ -160,6 +161,23 @@ impl Scsi for KernelScsi {
         Ok(data)
     }
 
+    fn inquiry_standard(&self, device: &str) -> Result<Vec<u8>, ScsiError> {
+        let mut data = vec![0; STANDARD_LENGTH.into()];
+        let filled = send(self, device, &[0x12, 0, 0, 0, STANDARD_LENGTH, 0], &mut data)?;
+        data.truncate(filled);
+        Ok(data)
+    }
+
+    fn report_target_port_groups(&self, device: &str) -> Result<Vec<u8>, ScsiError> {
+        let data = report_target_port_groups(self, device, FIRST_LENGTH.into())?;
+        match report_length(&data) {
+            Some(length) if length > data.len() => {
+                report_target_port_groups(self, device, length.min(LONGEST_REPORT))
+            }
+            _ => Ok(data),
+        }
+    }
+
     fn test_unit_ready(&self, device: &str) -> Result<(), ScsiError> {
         send(self, device, &[0; 6], &mut []).map(drop)
     }
@@ -167,6 +185,26 @@ impl Scsi for KernelScsi {
 
 /// Bytes that a page is first asked for: enough for the identities of every array that was looked at.
 const FIRST_LENGTH: u16 = 1024;
+
+/// Standard INQUIRY data up to the byte where every device has them (SPC-6 6.7.2).
+const STANDARD_LENGTH: u8 = 36;
+/// More target ports than any array has.
+const LONGEST_REPORT: usize = 1 << 20;
+
+/// MAINTENANCE IN with service action REPORT TARGET PORT GROUPS (SPC-6 6.36), length only header; allocation length in bytes 6 to 9.
+fn report_target_port_groups(disks: &KernelScsi, device: &str, length: usize) -> Result<Vec<u8>, ScsiError> {
+    let mut data = vec![0; length];
+    let mut command = [0xa3, 0x0a, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    // `length` is at most LONGEST_REPORT.
+    command[6..10].copy_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
+    let filled = send(disks, device, &command, &mut data)?;
+    data.truncate(filled);
+    // What lies behind the answer is not the device's.
+    if let Some(length) = report_length(&data).filter(|length| *length < filled) {
+        data.truncate(length);
+    }
+    Ok(data)
+}
 
 /// INQUIRY with EVPD set (SPC-6 6.7): page code in byte 2, allocation length in bytes 3 and 4.
 fn inquiry(disks: &KernelScsi, device: &str, page: u8, length: u16) -> Result<Vec<u8>, ScsiError> {

@@ -34,6 +34,7 @@ pub(super) fn fail(map: &mut MapState, path: DevNo, moment: u64) {
         && !live.failed.contains_key(&path)
     {
         live.failed.insert(path, 1);
+        live.current_group = current_group(live);
     }
 }
 
@@ -149,6 +150,7 @@ impl DeviceMapper for SimKernel {
         self.with_map("TABLE_LOAD", name, |map| {
             map.inactive = Some(Loaded {
                 length: line.length,
+                current_group: parsed.initial_group,
                 table: parsed,
                 failed: BTreeMap::new(),
             });
@@ -242,6 +244,13 @@ impl DeviceMapper for SimKernel {
                 "fail_if_no_path" => live.table.features.retain(|feature| !queues(feature)),
                 "queue_if_no_path" if live.table.queues_if_no_path() => {}
                 "queue_if_no_path" => live.table.features.push(Feature::QueueIfNoPath),
+                _ if message.starts_with("switch_group ") => {
+                    let number = message.rsplit(' ').next().and_then(|word| word.parse().ok());
+                    let groups = u32::try_from(live.table.groups.len()).unwrap_or(0);
+                    live.current_group = number
+                        .filter(|number| (1..=groups).contains(number))
+                        .ok_or_else(|| errno(EINVAL))?;
+                }
                 _ => return path_message(live, message),
             }
             Ok(())
@@ -275,6 +284,7 @@ fn path_message(live: &mut Loaded, message: &str) -> io::Result<()> {
     match verb {
         "fail_path" => {
             live.failed.entry(path).or_insert(1);
+            live.current_group = current_group(live);
         }
         "reinstate_path" => {
             live.failed.remove(&path);
@@ -290,6 +300,26 @@ fn line(length: u64, params: String) -> TargetLine {
         length,
         target: "multipath".to_owned(),
         params,
+    }
+}
+
+/// The group in use: left only when it has no path that is not failed (dm-mpath.c, choose_pgpath).
+fn current_group(live: &Loaded) -> u32 {
+    let works = |group: &crate::table::PathGroup| {
+        group
+            .paths
+            .iter()
+            .any(|path| !live.failed.contains_key(&path.devno))
+    };
+    let numbered = || live.table.groups.iter().zip(1u32..);
+    let stays = numbered().any(|(group, number)| number == live.current_group && works(group));
+    let other = numbered()
+        .find(|(group, _)| works(group))
+        .map(|(_, number)| number);
+    if stays {
+        live.current_group
+    } else {
+        other.unwrap_or(live.current_group)
     }
 }
 
@@ -313,7 +343,7 @@ fn status(live: &Loaded) -> MultipathStatus {
     MultipathStatus {
         queue_io: false,
         pg_init_count: 0,
-        current_group: u32::from(!groups.is_empty()),
+        current_group: current_group(live),
         groups,
     }
 }

@@ -103,6 +103,7 @@ impl SimKernel {
         let table = crate::table::MultipathTable::round_robin([disk.devno]);
         let live = Loaded {
             length: disk.size_bytes / 512,
+            current_group: table.initial_group,
             table,
             failed: BTreeMap::new(),
         };

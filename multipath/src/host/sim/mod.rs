@@ -45,6 +45,16 @@ struct Session {
     silent: bool,
     /// Its interface has no carrier.
     unplugged: bool,
+    /// The target port group of its portal; without one the array knows of no access states.
+    port_group: Option<PortGroup>,
+}
+
+/// A target port group of a simulated array, with both kinds of access.
+#[derive(Clone, Copy, Debug)]
+struct PortGroup {
+    id: u16,
+    /// Code of SPC-6 table 308.
+    state: u8,
 }
 
 /// A SCSI disk of the simulated host.
@@ -95,6 +105,8 @@ impl MapState {
 struct Loaded {
     length: u64,
     table: crate::table::MultipathTable,
+    /// Number of the path group in use, counted from 1.
+    current_group: u32,
     /// Failed paths with their fail count.
     failed: BTreeMap<DevNo, u32>,
 }
@@ -286,9 +298,21 @@ impl SimKernel {
             logins: 1,
             silent: false,
             unplugged: false,
+            port_group: None,
         };
         state.sessions.insert(id, session);
         id
+    }
+
+    /// Puts the portal of a session into a target port group, whose state (a code of SPC-6 table 308) is the same for all its portals.
+    pub fn set_port_group(&self, session: u32, id: u16, state: u8) {
+        let mut guard = self.state();
+        let group = Some(PortGroup { id, state });
+        for (number, other) in &mut guard.sessions {
+            if *number == session || other.port_group.is_some_and(|group| group.id == id) {
+                other.port_group = group;
+            }
+        }
     }
 
     /// Closes a session; its disks go with it.

@@ -244,6 +244,7 @@ pub(super) fn volume(portals: &[&Portal]) -> PublishContext {
         size_bytes: SIZE,
         read_only: false,
         adopted: false,
+        policy: storagelink_multipath::Policy::default(),
     }
 }
 
