@@ -4,11 +4,14 @@
 use libfuzzer_sys::fuzz_target;
 use storagelink_multipath::{
     names,
-    wwid::{Wwid, parse_vpd_83},
+    wwid::{Wwid, parse_vpd_83, target_port_group},
 };
 
 fuzz_target!(|page: &[u8]| {
-    let Ok(found) = parse_vpd_83(page) else { return };
+    let Ok(found) = parse_vpd_83(page) else {
+        assert_eq!(target_port_group(page), None, "a group of a page that is not understood");
+        return;
+    };
     for wwid in found {
         assert_eq!(wwid.as_str().parse::<Wwid>().as_ref(), Ok(&wwid));
         let uuid = names::map_uuid(&wwid);
