@@ -5,7 +5,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::ValueEnum as _;
 use storagelink_e2e::{kube::suites::KubeSuite, suites::Suite};
 
 fn checkout() -> &'static Path {

@@ -220,7 +220,7 @@ impl Change<'_> {
                     name: self.name.to_owned(),
                     devno: disk.devno,
                     device: disk.name.clone(),
-                    state: disk.state.clone(),
+                    state: disk.state,
                 });
             }
             disks.push(disk);
