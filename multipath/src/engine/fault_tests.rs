@@ -266,6 +266,29 @@ async fn one_hanging_check_is_all_that_a_path_gets() {
 }
 
 #[tokio::test]
+async fn a_path_is_failed_although_a_change_of_its_map_hangs_on_another() {
+    let lab = lab(3).await;
+    let mut paths = lab.proven().await;
+    let late = paths.pop().unwrap();
+    let map = lab.engine.build(spec(), paths.clone()).await.unwrap();
+    // The join asks the paths of the map what they are, and one gives no answer.
+    let silent = paths[1].disk().name.clone();
+    lab.kernel.hang(&format!("SG_IO {silent}"));
+    let (engine, identity) = (lab.engine.clone(), wwid());
+    let joining = tokio::spawn(async move { engine.join(&identity, late).await });
+    lab.kernel.cut(lab.sessions[0], "blocked");
+    let blocked = map.paths().next().unwrap().devno;
+    lab.watch("the blocked path is failed", |map| {
+        map.paths().any(|path| path.devno == blocked && !path.active)
+    })
+    .await;
+    lab.kernel.release(&format!("SG_IO {silent}"));
+    // Its table is exchanged when nothing is stuck any more.
+    lab.kernel.heal(lab.sessions[0]);
+    drop(joining.await);
+}
+
+#[tokio::test]
 async fn a_path_whose_disk_is_gone_is_failed() {
     let lab = lab(2).await;
     let paths = lab.proven().await;

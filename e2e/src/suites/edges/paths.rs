@@ -105,19 +105,18 @@ async fn deleted(bed: &Bed<'_>) -> Result<()> {
     let address = guest
         .shell(&format!("basename $(readlink -f /sys/block/{disk}/device)"))
         .await?;
-    guest
-        .shell(&format!("echo 1 > /sys/block/{disk}/device/delete"))
-        .await?;
-    written(bed, 50).await?;
     let words: Vec<&str> = address.split(':').collect();
     let [host, channel, target, lun] = words[..] else {
         anyhow::bail!("{address:?} is no SCSI address")
     };
+    // At once: a session of ours without any device is logged out by the plugin's next sweep.
     guest
         .shell(&format!(
-            "echo {channel} {target} {lun} > /sys/class/scsi_host/host{host}/scan"
+            "echo 1 > /sys/block/{disk}/device/delete; \
+             echo {channel} {target} {lun} > /sys/class/scsi_host/host{host}/scan"
         ))
         .await?;
+    written(bed, 50).await?;
     // Its old number stays in the table until it is changed: a new plugin looks for missing paths.
     bed.cluster.end(Victim::Plugin).await?;
     bed.next_plugin().await?;

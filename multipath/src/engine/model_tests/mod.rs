@@ -12,10 +12,12 @@ mod world;
 
 use proptest::{
     collection::vec,
+    prelude::{Just, prop_oneof},
     test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner},
 };
 
-use crate::worker::virtual_time;
+use super::tests;
+use crate::{policy::NoPathRetry, worker::virtual_time};
 
 /// Sequences that are tried without `STORAGELINK_MODEL_CASES`. The same ones each time: more only continue the row.
 const CASES: u32 = 60;
@@ -33,12 +35,16 @@ fn whatever_happens_the_engines_promises_hold() {
         ..Config::default()
     };
     let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
-    let outcome = runner.run(&vec(events::step(), 1..=LONGEST), |steps| {
-        virtual_time::run(world::play(&steps)).map_err(TestCaseError::fail)
+    let retry = prop_oneof![Just(NoPathRetry::For(tests::SHORT)), Just(NoPathRetry::Fail)];
+    let history = (retry, vec(events::step(), 1..=LONGEST));
+    let outcome = runner.run(&history, |(retry, steps)| {
+        virtual_time::run(world::play(retry, &steps)).map_err(TestCaseError::fail)
     });
     match outcome {
         Ok(()) => {}
-        Err(TestError::Fail(reason, steps)) => panic!("{reason}\nafter {steps:#?}"),
+        Err(TestError::Fail(reason, (retry, steps))) => {
+            panic!("{reason}\nwithout a path: {retry}; after {steps:#?}")
+        }
         Err(error) => panic!("{error}"),
     }
 }

@@ -9,13 +9,18 @@ use super::{
     world::World,
 };
 
-/// Until the engine has seen and answered what it sees at its next look: a look, a check or message that runs into its deadline, and another try.
-const ANSWER: Duration = CHECK.saturating_mul(2).saturating_add(Duration::from_secs(2));
+/// Until the engine has seen and answered what is wrong: a look at everything, a message that is refused once, and another try.
+const PROMPT: Duration = Duration::from_secs(2);
+/// The same while commands hang: a check or a message runs into its deadline before.
+const PATIENT: Duration = CHECK.saturating_mul(2).saturating_add(PROMPT);
+/// A map that is suspended is left to whoever did it for a while (monitor.rs).
+const SUSPENDED: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
 pub(super) struct Promises {
     /// Since when something is so that must not stay so.
     since: HashMap<String, Instant>,
+    patient: bool,
 }
 
 impl Promises {
@@ -33,10 +38,16 @@ impl Promises {
         if let Some(map) = map.filter(|_| world.lives() && !world.swaps_hang()) {
             wrongs = wrong(world, &map);
         }
+        // What took its time because of something that hung starts anew.
+        if std::mem::replace(&mut self.patient, world.commands_hang()) != self.patient {
+            self.since.clear();
+        }
+        let answer = if self.patient { PATIENT } else { PROMPT };
         let now = Instant::now();
         self.since
             .retain(|what, _| wrongs.iter().any(|(wrong, _)| wrong == what));
-        for (what, limit) in wrongs {
+        for (what, beside) in wrongs {
+            let limit = answer + beside;
             let since = *self.since.entry(what.clone()).or_insert(now);
             if now > since + limit {
                 return Err(format!("for {limit:?}: {what}"));
@@ -52,7 +63,8 @@ impl Promises {
         };
         let well = |path: &PathView| path.is_usable() || path.device_state == "gone";
         let whole = !map.suspended && !map.inactive_table && map.paths().all(well);
-        match whole && (map.queue_if_no_path || !map.paths().any(PathView::is_usable)) {
+        let usable = map.paths().any(PathView::is_usable);
+        match whole && (!usable || map.queue_if_no_path == world.holds()) {
             true => Ok(()),
             false => Err(format!("the trouble is over, and the map is not well: {map:?}")),
         }
@@ -64,12 +76,12 @@ fn the_map(world: &World) -> Result<Option<Map>, String> {
     Ok(maps.into_iter().next())
 }
 
-/// What is wrong with the map now, and for how long it may be.
+/// What is wrong with the map now, and for how long it may be beside the time for an answer.
 fn wrong(world: &World, map: &Map) -> Vec<(String, Duration)> {
     let mut wrongs = Vec::new();
     if map.suspended {
         // The monitor waits whether whoever suspended it resumes it.
-        return vec![("the map is suspended".to_owned(), ANSWER)];
+        return vec![("the map is suspended".to_owned(), SUSPENDED)];
     }
     if !map.live_table {
         return wrongs;
@@ -77,22 +89,29 @@ fn wrong(world: &World, map: &Map) -> Vec<(String, Duration)> {
     let usable = map.paths().filter(|path| path.is_usable()).count();
     if usable == 0 && map.queue_if_no_path {
         let what = "no path is usable, and I/O is held".to_owned();
-        wrongs.push((what, SHORT + ANSWER));
+        wrongs.push((what, SHORT));
     }
-    if usable > 0 && !map.queue_if_no_path {
-        wrongs.push(("a path is usable, and I/O is not held without".to_owned(), ANSWER));
+    if usable > 0 && map.queue_if_no_path != world.holds() {
+        let what = format!(
+            "a path is usable, and I/O without one is held: {}",
+            map.queue_if_no_path
+        );
+        wrongs.push((what, Duration::ZERO));
     }
     for path in map.paths() {
         let address = path.hctl.parse::<Hctl>().ok();
         let leads_to = address.and_then(|hctl| world.kernel.identity_at(hctl));
         let elsewhere = leads_to.as_ref().is_some_and(|leads_to| *leads_to != wwid());
         if elsewhere && path.is_usable() {
-            wrongs.push((format!("I/O goes to another disk by {}", path.devno), ANSWER));
+            wrongs.push((
+                format!("I/O goes to another disk by {}", path.devno),
+                Duration::ZERO,
+            ));
         }
         if path.active && path.device_state != "running" && usable > 0 {
             wrongs.push((
                 format!("{} is {}, and carries I/O", path.devno, path.device_state),
-                ANSWER,
+                Duration::ZERO,
             ));
         }
     }

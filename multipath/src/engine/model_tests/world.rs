@@ -9,12 +9,16 @@ use super::{
     events::{Event, PATHS, Step},
     promises::Promises,
 };
-use crate::host::sim::SimKernel;
+use crate::{Policy, host::sim::SimKernel, policy::NoPathRetry};
 
 /// After this much time without trouble everything must be well again.
 const SETTLED: Duration = Duration::from_secs(20);
 /// The longest time for which a path is held down (flapping.rs).
 const HELD_DOWN: Duration = Duration::from_secs(300);
+/// How long the last trouble lasts.
+const TROUBLE: Duration = Duration::from_secs(5);
+/// NOP-Outs of a session go unanswered for so long before the initiator gives it up, with its recovery time.
+const PINGS: Duration = Duration::from_secs(4);
 /// How often the promises are looked at.
 const SLICE: Duration = Duration::from_millis(50);
 /// Time limit of each call of the plugin.
@@ -34,11 +38,14 @@ pub(super) struct World {
     wanted: bool,
     /// Held by every removal under way.
     removal: Arc<()>,
+    spec: MapSpec,
+    /// Since when the portal of a path answers nothing.
+    silent: [Option<Instant>; PATHS],
 }
 
 /// Plays a sequence on a fresh host; what does not hold.
-pub(super) async fn play(steps: &[Step]) -> Result<(), String> {
-    let mut world = World::start().await?;
+pub(super) async fn play(retry: NoPathRetry, steps: &[Step]) -> Result<(), String> {
+    let mut world = World::start(retry).await?;
     let mut promises = Promises::default();
     let outcome = world.play(steps, &mut promises).await;
     // What still sleeps would keep its thread.
@@ -51,7 +58,7 @@ fn target(path: usize) -> String {
 }
 
 impl World {
-    async fn start() -> Result<Self, String> {
+    async fn start(retry: NoPathRetry) -> Result<Self, String> {
         let kernel = SimKernel::new();
         let mut sessions = Vec::new();
         for path in 0..PATHS {
@@ -68,10 +75,18 @@ impl World {
             hanging: Vec::new(),
             wanted: false,
             removal: Arc::default(),
+            spec: MapSpec {
+                policy: Policy {
+                    no_path_retry: retry,
+                    ..spec().policy
+                },
+                ..spec()
+            },
+            silent: [None; PATHS],
         };
         // The third path is late.
         let (engine, kernel, first) = (&world.engine, &world.kernel, world.sessions[..2].to_vec());
-        build(engine, kernel, &first, world.size).await?;
+        build(engine, kernel, &world.spec, &first, world.size).await?;
         world.start_process();
         Ok(world)
     }
@@ -82,6 +97,8 @@ impl World {
             self.happens(step.event);
             self.pass(Duration::from_millis(step.pause_ms), promises).await?;
         }
+        // What is wrong now must not stay so, while the trouble lasts.
+        self.pass(TROUBLE, promises).await?;
         self.heal_all();
         self.pass(SETTLED, promises).await?;
         // A path that came and went is held down for a while.
@@ -101,6 +118,7 @@ impl World {
         loop {
             tokio::time::sleep_until(next.min(end)).await;
             self.kernel.tick();
+            self.ping();
             while self.process.try_join_next().is_some() {}
             promises.hold(self)?;
             if next >= end {
@@ -113,7 +131,7 @@ impl World {
     fn start_process(&mut self) {
         let engine = self.engine.clone();
         // The plugin has it from its journal.
-        engine.set_policy(&wwid(), spec().policy);
+        engine.set_policy(&wwid(), self.spec.policy);
         self.process.spawn(async move {
             // As the plugin does at its start.
             drop(engine.adopt().await);
@@ -147,6 +165,31 @@ impl World {
         }
     }
 
+    fn heal(&mut self, path: usize) {
+        self.silent[path] = None;
+        self.kernel.heal(self.sessions[path]);
+    }
+
+    /// The session's own timers end what nobody else has ended.
+    fn ping(&mut self) {
+        for path in 0..PATHS {
+            if self.silent[path].is_some_and(|since| Instant::now() > since + PINGS) {
+                self.silent[path] = None;
+                self.kernel.cut(self.sessions[path], "transport-offline");
+            }
+        }
+    }
+
+    /// Commands to some disk hang, and whoever waits for one.
+    pub(super) fn commands_hang(&self) -> bool {
+        !self.hanging.is_empty() || self.silent.iter().any(Option::is_some)
+    }
+
+    /// Whether the volume's map holds its I/O while a path is usable.
+    pub(super) fn holds(&self) -> bool {
+        self.spec.policy.no_path_retry != NoPathRetry::Fail
+    }
+
     /// A swap hangs, or may.
     pub(super) fn swaps_hang(&self) -> bool {
         self.hanging.iter().any(|operation| operation == "RESUME")
@@ -174,8 +217,11 @@ impl World {
                 }
             }
             Event::Offline(path) => self.kernel.cut(self.sessions[path], "transport-offline"),
-            Event::Silence(path) => self.kernel.silence(self.sessions[path]),
-            Event::Heal(path) => self.kernel.heal(self.sessions[path]),
+            Event::Silence(path) => {
+                self.kernel.silence(self.sessions[path]);
+                self.silent[path] = Some(Instant::now());
+            }
+            Event::Heal(path) => self.heal(path),
             Event::Reset(path) => self.kernel.reset(self.sessions[path], 3),
             Event::Remap(path) => self.kernel.set_lun(&target(path), LUN, &other(), self.size),
             Event::Restore(path) => self.kernel.set_lun(&target(path), LUN, &wwid(), self.size),
@@ -189,9 +235,9 @@ impl World {
             }
             Event::Build => {
                 let (engine, kernel) = (self.engine.clone(), self.kernel.clone());
-                let (sessions, size) = (self.sessions.clone(), self.size);
+                let (spec, sessions, size) = (self.spec.clone(), self.sessions.clone(), self.size);
                 self.process.spawn(async move {
-                    drop(build(&engine, &kernel, &sessions, size).await);
+                    drop(build(&engine, &kernel, &spec, &sessions, size).await);
                 });
             }
             Event::Join(path) => {
@@ -252,7 +298,7 @@ impl World {
         self.release();
         for path in 0..PATHS {
             self.kernel.set_lun(&target(path), LUN, &wwid(), self.size);
-            self.kernel.heal(self.sessions[path]);
+            self.heal(path);
         }
         self.kernel.set_open_count(&names::map_name(VOLUME), 0);
     }
@@ -260,7 +306,7 @@ impl World {
     /// The volume is staged with all paths, grows, and goes.
     async fn back_to_nothing(&mut self) -> Result<(), String> {
         let told = |error: &dyn std::error::Error| full(error);
-        build(&self.engine, &self.kernel, &self.sessions, self.size).await?;
+        build(&self.engine, &self.kernel, &self.spec, &self.sessions, self.size).await?;
         self.engine.resize(&wwid(), CALL).await.map_err(|e| told(&e))?;
         let map = self.engine.find(&wwid()).await.map_err(|e| told(&e))?;
         let map = map.ok_or("staged again, and there is no map")?;
@@ -278,12 +324,21 @@ impl World {
 }
 
 /// What the plugin does to stage: each path that can be had, then the map.
-async fn build(engine: &Engine, kernel: &SimKernel, sessions: &[u32], size: u64) -> Result<Map, String> {
+async fn build(
+    engine: &Engine,
+    kernel: &SimKernel,
+    spec: &MapSpec,
+    sessions: &[u32],
+    size: u64,
+) -> Result<Map, String> {
     let mut paths = Vec::new();
     for session in sessions {
         paths.extend(reach(engine, kernel, *session, size).await);
     }
-    engine.build(spec(), paths).await.map_err(|error| full(&error))
+    engine
+        .build(spec.clone(), paths)
+        .await
+        .map_err(|error| full(&error))
 }
 
 /// What the plugin does to get a path: a device that is something else, or unused and of another size, is made anew.
