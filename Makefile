@@ -1,12 +1,15 @@
 # Two commands do everything on a fresh Debian 12 machine with Rust and Go, as root: `make demo` and `make test`.
 SHELL := /bin/bash
 export STORAGELINK_CACHE ?= $(HOME)/.cache/storagelink-csi
-LAB := target/debug/lab
+# Kernel of the suites: empty for the distribution's own, 6.12 for the newest of that line in bookworm-backports.
+KERNEL ?=
+LAB := target/debug/lab $(if $(KERNEL),--kernel $(KERNEL))
+SECONDS_EACH ?= 5
 HELM = $(shell . e2e/kube/versions.env; echo $(STORAGELINK_CACHE)/helm-v$$HELM/helm)
 DENY := $(STORAGELINK_CACHE)/cargo-deny-0.20.2/bin/cargo-deny
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build fmt lint unit check lab kube chart manifest images e2e-external demo demo-kube bench-kube bench-failover bench-scale bench-stage test clean
+.PHONY: help deps build fmt lint unit fuzz check lab kube chart manifest images e2e-external demo demo-kube bench-kube bench-failover bench-scale bench-stage test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,9 +22,11 @@ build: deps ## build every crate and program
 
 fmt: ## format the sources
 	cargo fmt --all
+	cargo fmt --manifest-path fuzz/Cargo.toml
 
 lint: deps ## rustfmt, clippy, licences and bans of dependencies
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	@hack/install-tools.sh $(STORAGELINK_CACHE) cargo-deny
 	cargo fetch --locked
@@ -31,7 +36,10 @@ unit: deps ## pure and simulated-host tests
 	cargo test --locked --workspace
 	[ "$$(id -u)" != 0 ] || cargo test --locked -p storagelink-csi --lib -- --ignored
 
-check: lint unit ## everything that needs no lab
+fuzz: deps ## every parser on random input, SECONDS_EACH=5 for each
+	hack/fuzz.sh $(SECONDS_EACH)
+
+check: lint unit fuzz ## everything that needs no lab
 
 lab: build ## the suites on real kernels
 	@hack/install-tools.sh $(STORAGELINK_CACHE) csi-sanity

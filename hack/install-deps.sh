@@ -5,7 +5,7 @@
 set -euo pipefail
 
 build=(build-essential pkg-config libdevmapper-dev libclang-14-dev)
-lab=(busybox-static cpio iproute2 kmod xz-utils dbus udev util-linux
+lab=(busybox-static cpio iproute2 kmod xz-utils zstd dbus udev util-linux
      targetcli-fb open-iscsi multipath-tools lsscsi sg3-utils fio
      e2fsprogs xfsprogs btrfs-progs)
 # The cluster lab: Debian's packages of what a worker runs and of the control plane's store.

@@ -17,8 +17,10 @@ use crate::{cpio, programs::output_blocking};
 /// Modules the initramfs loads to reach the 9p root, in this order; dependencies come by themselves.
 const EARLY_MODULES: [&str; 5] = ["virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_net"];
 const INIT: &str = include_str!("../assets/init.sh");
-/// Where xz data starts inside vmlinuz (the .xz file format, section 2.1.1.1).
+/// The .xz file format, section 2.1.1.1.
 const XZ_MAGIC: &[u8] = b"\xfd7zXZ\x00";
+/// RFC 8878, 3.1.1.
+const ZSTD_MAGIC: &[u8] = b"\x28\xb5\x2f\xfd";
 
 /// Paths of what guests boot.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -48,16 +50,20 @@ pub fn cache_directory() -> PathBuf {
     )
 }
 
-/// Finds or makes everything a guest boots from. `package` is a kernel package; none means what `linux-image-amd64`
-/// depends on now.
-pub fn prepare(cache: &Path, package: Option<&str>) -> Result<Artifacts> {
+/// Finds or makes everything a guest boots from. `kernel` is a kernel package, or the beginning of a version (`6.12`) of which the newest that
+/// the machine's package sources have is taken; none means what `linux-image-amd64` depends on now.
+pub fn prepare(cache: &Path, kernel: Option<&str>) -> Result<Artifacts> {
     fs::create_dir_all(cache).with_context(|| format!("make the cache {}", cache.display()))?;
     let lock = fs::File::create(cache.join("kernel.lock")).context("make the cache's lock")?;
     let _lock = Flock::lock(lock, FlockArg::LockExclusive)
         .map_err(|(_, error)| error)
         .context("lock the cache")?;
 
-    let package = package.map_or_else(current_package, |name| Ok(name.to_owned()))?;
+    let package = match kernel {
+        None => current_package()?,
+        Some(version) if version.starts_with(|c: char| c.is_ascii_digit()) => package_of(version)?,
+        Some(package) => package.to_owned(),
+    };
     let root = cache.join(&package);
     if !root.exists() {
         unpack(cache, &package, &root)?;
@@ -92,6 +98,29 @@ fn current_package() -> Result<String> {
         .with_context(|| format!("linux-image-amd64 depends on no kernel: {text}"))
 }
 
+/// The newest kernel package of a version, backports included.
+fn package_of(version: &str) -> Result<String> {
+    let text = output_blocking(&["apt-cache", "show", "linux-image-amd64"], Path::new("/"), &[])?;
+    let text = String::from_utf8_lossy(&text);
+    newest_of(&text, version)
+        .with_context(|| format!("no package source of this machine has a linux-image-amd64 of {version}"))
+}
+
+/// The first kernel of this version that the descriptions of `linux-image-amd64`, newest first, depend on.
+fn newest_of(descriptions: &str, version: &str) -> Option<String> {
+    let kernels = descriptions
+        .lines()
+        .filter_map(|line| line.strip_prefix("Depends: ")?.split(' ').next());
+    // "6.1" is not "6.12".
+    let fits = |kernel: &&str| {
+        let rest = kernel
+            .strip_prefix("linux-image-")
+            .and_then(|kernel| kernel.strip_prefix(version));
+        rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    kernels.into_iter().find(fits).map(str::to_owned)
+}
+
 /// Downloads and unpacks the package beside its final place and renames it: a killed run leaves no half kernel.
 fn unpack(cache: &Path, package: &str, root: &Path) -> Result<()> {
     let work = tempfile::Builder::new()
@@ -109,21 +138,36 @@ fn unpack(cache: &Path, package: &str, root: &Path) -> Result<()> {
     output_blocking(&["depmod", "-b", &utf8(&out)?, &release], work.path(), &[])?;
 
     let compressed = fs::read(out.join(format!("boot/vmlinuz-{release}"))).context("read vmlinuz")?;
-    let start = compressed
-        .windows(XZ_MAGIC.len())
-        .position(|window| window == XZ_MAGIC)
-        .context("vmlinuz holds no xz data")?;
-    let kernel = output_blocking(
-        &["xz", "-dc", "--single-stream"],
-        work.path(),
-        &compressed[start..],
-    )?;
+    let payload = payload(&compressed).context("vmlinuz has no boot header")?;
+    let argv: &[&str] = if payload.starts_with(XZ_MAGIC) {
+        &["xz", "-dc", "--single-stream"]
+    } else if payload.starts_with(ZSTD_MAGIC) {
+        &["zstd", "-dc"]
+    } else {
+        bail!("vmlinuz is compressed neither with xz nor with zstd")
+    };
+    let kernel = output_blocking(argv, work.path(), payload)?;
     ensure!(
         kernel.starts_with(b"\x7fELF"),
         "the kernel inside vmlinuz is no ELF file"
     );
     fs::write(out.join("vmlinux"), kernel).context("write vmlinux")?;
     fs::rename(&out, root).with_context(|| format!("put the kernel to {}", root.display()))
+}
+
+/// The compressed kernel inside a bzImage (Documentation/arch/x86/boot.rst: setup_sects, payload_offset, payload_length), without the size
+/// that follows it in four bytes (scripts/Makefile.lib, size_append).
+fn payload(image: &[u8]) -> Option<&[u8]> {
+    let word = |at: usize| {
+        let bytes = image.get(at..at + 4)?.try_into().ok()?;
+        usize::try_from(u32::from_le_bytes(bytes)).ok()
+    };
+    if image.get(0x202..0x206)? != b"HdrS" {
+        return None;
+    }
+    let start = (usize::from(image[0x1f1]) + 1) * 512 + word(0x248)?;
+    let end = start + word(0x24c)?.checked_sub(4)?;
+    image.get(start..end)
 }
 
 fn release_of(root: &Path) -> Result<String> {
@@ -152,8 +196,13 @@ fn write_initramfs(artifacts: &Artifacts) -> Result<()> {
         archive.symlink(&format!("bin/{applet}"), "busybox");
     }
     for (index, module) in early_modules(artifacts)?.iter().enumerate() {
-        let content = fs::read(module).with_context(|| format!("read {module}"))?;
-        let name = module.rsplit('/').next().unwrap_or_default();
+        let mut content = fs::read(module).with_context(|| format!("read {module}"))?;
+        let mut name = module.rsplit('/').next().unwrap_or_default();
+        // The initramfs has no modprobe to unpack it.
+        if let Some(plain) = name.strip_suffix(".xz") {
+            content = output_blocking(&["xz", "-dc"], Path::new("/"), &content)?;
+            name = plain;
+        }
         archive.file(&format!("mods/{index:02}-{name}"), 0o644, &content);
     }
     archive.file("init", 0o755, INIT.as_bytes());
@@ -204,4 +253,18 @@ fn utf8(path: &Path) -> Result<String> {
     path.to_str()
         .map(str::to_owned)
         .with_context(|| format!("{} is not UTF-8", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_version_is_the_newest_package_of_it_and_no_other() {
+        let text = "Version: 6.12.95-1~bpo12+1\nDepends: linux-image-6.12.95+deb12-amd64 (= 6.12.95-1~bpo12+1)\n\n\
+                    Version: 6.1.192-2\nDepends: linux-image-6.1.0-56-amd64 (= 6.1.192-2)\n\n\
+                    Version: 6.1.176-1\nDepends: linux-image-6.1.0-50-amd64 (= 6.1.176-1)\n";
+        let newest = |version| super::newest_of(text, version);
+        assert_eq!(newest("6.12").as_deref(), Some("linux-image-6.12.95+deb12-amd64"));
+        assert_eq!(newest("6.1").as_deref(), Some("linux-image-6.1.0-56-amd64"));
+        assert_eq!(newest("6.2"), None);
+    }
 }

@@ -15,6 +15,9 @@
 
 pub mod alua;
 pub mod engine;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod hctl;
 pub mod host;
 pub mod iscsi_session;

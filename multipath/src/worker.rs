@@ -10,6 +10,9 @@ use std::{
 
 use tokio::sync::oneshot;
 
+#[cfg(test)]
+pub(crate) mod virtual_time;
+
 /// How many left-behind threads may pile up before new work is refused: each holds a stack and a kernel call, and a host
 /// that has this many stuck calls needs an administrator, not more threads.
 pub const MAXIMUM_STUCK: usize = 256;
@@ -62,11 +65,15 @@ pub async fn run<T: Send + 'static>(
         return Err(WorkerError::TooManyStuck { name, stuck });
     }
     let (done, mut result) = oneshot::channel();
+    #[cfg(test)]
+    let hold = virtual_time::Hold::new();
     std::thread::Builder::new()
         // Linux shows 15 bytes of a thread's name.
         .name(name.chars().take(15).collect())
         .stack_size(256 * 1024)
         .spawn(move || {
+            #[cfg(test)]
+            let _hold = virtual_time::enter(hold);
             let value = f();
             // An error means that nobody waits any more.
             let _ = done.send(value);

@@ -19,7 +19,7 @@ use storagelink_e2e::{
     about = "Boots real kernels, two fabrics and an array, and runs the suites on them"
 )]
 struct Arguments {
-    /// Kernel package to boot [default: what linux-image-amd64 depends on]
+    /// Kernel to boot: a package, or a version such as 6.12 [default: what linux-image-amd64 depends on]
     #[arg(long, global = true)]
     kernel: Option<String>,
     /// Directory of the programs under test [default: this program's]

@@ -48,6 +48,12 @@ pub async fn prepare(guest: &Guest, udev: bool) -> Result<String> {
             .await
             .context("udev")?;
     }
+    start_iscsid(guest).await?;
+    Ok(initiator)
+}
+
+/// Starts iscsid (again); returns once iscsiadm reaches it.
+pub async fn start_iscsid(guest: &Guest) -> Result<()> {
     guest.spawn("iscsid", &["iscsid", "--foreground"], &[]).await?;
     // Where iscsiadm reaches it (open-iscsi usr/mgmt_ipc.h).
     wait::until("iscsid", SOCKET_LIMIT, async || {
@@ -56,8 +62,8 @@ pub async fn prepare(guest: &Guest, udev: bool) -> Result<String> {
             .await?
             .contains("@ISCSIADM_ABSTRACT_NAMESPACE"))
     })
-    .await?;
-    Ok(initiator)
+    .await
+    .map(drop)
 }
 
 /// Starts the node plugin (again); returns a channel to it once its socket accepts.

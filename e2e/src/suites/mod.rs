@@ -3,6 +3,7 @@
 
 pub mod alua;
 pub mod cluster;
+pub mod edges;
 pub mod failover;
 pub mod kill;
 pub mod main_job;
@@ -44,6 +45,8 @@ pub enum Suite {
     WrongWwid,
     /// Another disk under the LUN of a volume in use
     Remap,
+    /// Hard cases, by their numbers in docs/edge-cases.md
+    Edges,
     /// What an administrator sees: targetcli, mpathutil without the plugin, a volume that grows
     Tools,
     /// Multipathing off and on again, and what mpathutil explain and the metrics say of a lost path
@@ -72,6 +75,7 @@ impl Suite {
                 Self::Sharing,
                 Self::WrongWwid,
                 Self::Remap,
+                Self::Edges,
                 Self::Tools,
                 Self::Switch,
                 Self::Others,
@@ -114,6 +118,7 @@ pub async fn run(suite: Suite, artifacts: &Artifacts, places: &Places) -> Result
             Suite::Sharing => sharing::run(&report, &cluster).await,
             Suite::WrongWwid => wrong_wwid::run(&report, &cluster).await,
             Suite::Remap => remap::run(&report, &cluster).await,
+            Suite::Edges => edges::run(&report, &cluster).await,
             Suite::Tools => tools::run(&report, &mut cluster).await,
             Suite::Switch => switch::run(&report, &mut cluster).await,
             Suite::Others => others::run(&report, &mut cluster).await,

@@ -85,12 +85,13 @@ pub(super) fn build(host: &Host, spec: &MapSpec, paths: &[ProvenPath]) -> Result
         extend(&change, paths, &map, spec.read_only)?;
     } else {
         let devnos: Vec<DevNo> = disks.iter().map(|disk| disk.devno).collect();
+        let size = common_size(&spec.wwid, &disks)?;
         let groups = change.arrange(&devnos, paths, &[]);
         if !known {
             host.dm.create(&name, &uuid).map_err(change.kernel())?;
         }
         let started = change
-            .load(disks[0].size_bytes, &groups, spec.read_only)
+            .load(size, &groups, spec.read_only)
             .and_then(|()| host.dm.resume(&name, false).map_err(change.kernel()));
         if let Err(error) = started {
             // An empty device is of no use to anybody and would keep the name.
@@ -349,9 +350,14 @@ fn check(host: &Host, wwid: &Wwid, paths: &[ProvenPath], uuid: &str) -> Result<V
             disks.push(now);
         }
     }
+    Ok(disks)
+}
+
+/// The size of a map that is to be made over these disks: theirs.
+fn common_size(wwid: &Wwid, disks: &[ScsiDisk]) -> Result<u64, BuildError> {
     let first = disks.first().map_or(0, |disk| disk.size_bytes);
     if first == 0 || disks.iter().any(|disk| disk.size_bytes != first) {
-        return Err(sizes_differ(wwid, &disks));
+        return Err(sizes_differ(wwid, disks));
     }
-    Ok(disks)
+    Ok(first)
 }

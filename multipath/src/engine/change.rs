@@ -184,7 +184,8 @@ impl Change<'_> {
             ..self.policy
         };
         Change { policy, ..*self }.load(size_bytes, groups, read_only)?;
-        if let Err(error) = self.host.dm.resume(self.name, false) {
+        let swapped = self.host.dm.resume(self.name, false);
+        if swapped.is_err() {
             // The old table is still there, suspended: run it again, whatever else fails. The new one goes first if the kernel kept it, or
             // the resume would try it once more.
             let cleared = self.host.dm.clear(self.name);
@@ -196,8 +197,8 @@ impl Change<'_> {
                     "the map could not be brought back after a refused table"
                 );
             }
-            return Err(self.kernel()(error));
         }
+        // After a refusal, too: a table that could not be cleared was swapped in by the second resume.
         for devno in failed
             .into_iter()
             .filter(|devno| groups.iter().flatten().any(|path| path == devno))
@@ -206,7 +207,7 @@ impl Change<'_> {
                 tracing::warn!(dm.name = self.name, path = %devno, %error, "cannot mark the path as failed again");
             }
         }
-        Ok(())
+        swapped.map_err(self.kernel())
     }
 
     /// Refuses while a path of the live table holds I/O. Answers the disks that are still there.

@@ -27,6 +27,47 @@ async fn a_swap_that_was_interrupted_does_not_leave_the_new_table_behind() {
 }
 
 #[tokio::test]
+async fn a_refused_table_that_comes_in_all_the_same_does_not_revive_failed_paths() {
+    let lab = lab(3).await;
+    let mut paths = lab.proven().await;
+    let late = paths.pop().unwrap();
+    let map = lab.engine.build(spec(), paths).await.unwrap();
+    let failed = map.paths().next().unwrap().devno;
+    let message = format!("fail_path {failed}");
+    lab.kernel.host().dm.message(&map.name, &message).unwrap();
+    // The swap is refused, its table cannot be cleared, and the resume that brings the old one back brings in the new one.
+    lab.kernel.fail_next("RESUME", nix::libc::EINTR);
+    lab.kernel.fail_next("TABLE_CLEAR", nix::libc::ENOMEM);
+    assert!(lab.engine.join(&wwid(), late).await.is_err());
+    let map = lab.map().await;
+    assert_eq!((map.suspended, map.paths().count()), (false, 3));
+    let failed_now: Vec<_> = map.paths().filter(|path| !path.active).collect();
+    assert_eq!(failed_now.len(), 1);
+    assert_eq!(failed_now[0].devno, failed);
+}
+
+#[tokio::test]
+async fn a_volume_without_any_disk_does_not_grow_by_a_word() {
+    let lab = lab(1).await;
+    let paths = lab.proven().await;
+    lab.engine.build(spec(), paths.clone()).await.unwrap();
+    scsi_device::delete(lab.engine.host(), paths[0].disk()).unwrap();
+    let error = lab.engine.resize(&wwid(), SHORT).await.unwrap_err();
+    assert!(matches!(error, BuildError::NoPath { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_map_that_is_there_is_built_again_over_paths_of_which_one_knows_the_new_size() {
+    let lab = lab(2).await;
+    lab.engine.build(spec(), lab.proven().await).await.unwrap();
+    lab.kernel.set_lun(TARGET, LUN, &wwid(), 2 * GIB);
+    rescan(&lab, 1);
+    let map = lab.engine.build(spec(), lab.proven().await).await.unwrap();
+    assert_eq!((map.size_bytes, map.paths().count()), (GIB, 2));
+    assert_eq!(lab.engine.resize(&wwid(), SHORT).await.unwrap(), 2 * GIB);
+}
+
+#[tokio::test]
 async fn killed_at_any_call_of_a_join_the_map_goes_on_and_the_path_joins() {
     for calls in 0.. {
         let lab = lab(3).await;
@@ -222,6 +263,29 @@ async fn one_hanging_check_is_all_that_a_path_gets() {
         map.paths().all(PathView::is_usable)
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_path_is_failed_although_a_change_of_its_map_hangs_on_another() {
+    let lab = lab(3).await;
+    let mut paths = lab.proven().await;
+    let late = paths.pop().unwrap();
+    let map = lab.engine.build(spec(), paths.clone()).await.unwrap();
+    // The join asks the paths of the map what they are, and one gives no answer.
+    let silent = paths[1].disk().name.clone();
+    lab.kernel.hang(&format!("SG_IO {silent}"));
+    let (engine, identity) = (lab.engine.clone(), wwid());
+    let joining = tokio::spawn(async move { engine.join(&identity, late).await });
+    lab.kernel.cut(lab.sessions[0], "blocked");
+    let blocked = map.paths().next().unwrap().devno;
+    lab.watch("the blocked path is failed", |map| {
+        map.paths().any(|path| path.devno == blocked && !path.active)
+    })
+    .await;
+    lab.kernel.release(&format!("SG_IO {silent}"));
+    // Its table is exchanged when nothing is stuck any more.
+    lab.kernel.heal(lab.sessions[0]);
+    drop(joining.await);
 }
 
 #[tokio::test]

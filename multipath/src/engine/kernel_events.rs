@@ -161,6 +161,17 @@ fn link_without_carrier(mut messages: &[u8]) -> bool {
     false
 }
 
+/// Every question that is asked of a message.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(message: &[u8]) {
+    let (paths, another) = (concerns_paths(message), may_be_another(message));
+    assert!(paths || !another, "what may be another disk concerns paths");
+    // What comes behind a message cannot hide it.
+    if link_without_carrier(message) {
+        assert!(link_without_carrier(&[message, message].concat()));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -32,6 +32,9 @@ use std::{
 
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
+#[cfg(fuzzing)]
+pub(crate) use kernel_events::fuzz as fuzz_kernel_event;
+
 pub use error::{BuildError, ProveError, RemoveError};
 pub use ledger::{Ledger, MapRecord, MapState, PathRecord, STALL_BOUNDS};
 pub use monitor::REPAIR_LOOK;
@@ -393,6 +396,8 @@ fn prove(host: &Host, hctl: Hctl, wwid: &Wwid) -> Result<ProvenPath, ProveError>
 
 #[cfg(test)]
 mod fault_tests;
+#[cfg(test)]
+mod model_tests;
 #[cfg(test)]
 mod policy_tests;
 #[cfg(test)]

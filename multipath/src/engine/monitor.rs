@@ -26,7 +26,11 @@ use crate::{Hctl, Host, Wwid, host::DevNo, worker};
 /// How often the devices of paths that are not well are looked at.
 pub const REPAIR_LOOK: Duration = Duration::from_millis(100);
 /// How often everything is looked at without a reason.
+#[cfg(not(test))]
 const SWEEP: Duration = Duration::from_secs(30);
+/// The simulated kernel sends no events.
+#[cfg(test)]
+const SWEEP: Duration = Duration::from_secs(1);
 /// After a look at everything, events start another only when it has rested so many times as long: forty volumes that come up at once
 /// cause hundreds of events, and each look costs with all of them.
 const REST: u32 = 4;
@@ -34,6 +38,8 @@ const REST: u32 = 4;
 const BLIND_SWEEP: Duration = Duration::from_secs(1);
 /// Time for one check of a path. A device that answers at all answers in milliseconds.
 pub(super) const CHECK: Duration = Duration::from_secs(5);
+/// How long the failing of a path waits for an earlier change of its map.
+const URGENT: Duration = Duration::from_millis(200);
 /// Time from the start of a path's first check to the start of its next; it doubles with every check that fails.
 const RECHECK: Duration = REPAIR_LOOK;
 /// The doubling ends here: 3.2 s.
@@ -336,7 +342,17 @@ impl Engine {
     }
 
     pub(super) async fn message(&self, map: &Map, message: String, busy: Busy) -> Result<(), String> {
-        let guard = self.lock(&map.wwid, CHECK).await.map_err(|error| full(&error))?;
+        // A change of the map that hangs on one path must not keep I/O on another that is dead, or leads elsewhere. At worst a swap makes
+        // the path active again, and the next look fails it once more.
+        let (wait, urgent) = match message.starts_with("fail_path") {
+            true => (URGENT, true),
+            false => (CHECK, false),
+        };
+        let guard = match self.lock(&map.wwid, wait).await {
+            Ok(guard) => Some(guard),
+            Err(_) if urgent => None,
+            Err(error) => return Err(full(&error)),
+        };
         let (host, name) = (self.host.clone(), map.name.clone());
         worker::run("message-map", CHECK, move || {
             let _held = (guard, busy);

@@ -214,6 +214,22 @@ fn answers(mut attributes: &[u8]) -> io::Result<Option<Answers>> {
     Ok(None)
 }
 
+/// A connection that was told of is asked for and ended by messages of the kernel's length.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(answer: &[u8]) {
+    for reply in replies(answer).unwrap_or_default() {
+        if let Reply::Socket(connection, ..) = reply {
+            let (asked, ended) = (one(&connection), destroy(&connection));
+            assert!(asked.len() == HEADER + 8 + SOCKET_ID && ended.len() == asked.len());
+            assert_eq!(
+                asked[HEADER + 8..],
+                ended[HEADER + 8..],
+                "both name the same socket"
+            );
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

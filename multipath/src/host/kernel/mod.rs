@@ -10,6 +10,9 @@ mod sysfs;
 
 use std::{path::PathBuf, sync::Arc};
 
+#[cfg(fuzzing)]
+pub(crate) use inet_diag::fuzz as fuzz_inet_diag;
+
 pub use block::KernelBlockDevices;
 pub use dm::KernelDeviceMapper;
 pub use network::KernelNetwork;

@@ -16,8 +16,19 @@ pub(super) fn devno(minor: u32) -> DevNo {
     DevNo { major: 253, minor }
 }
 
+impl MapState {
+    /// The map sends I/O to this path.
+    pub(super) fn uses(&self, path: DevNo) -> bool {
+        let live = self.live.as_ref();
+        live.is_some_and(|live| {
+            live.table.paths().any(|known| known == path) && !live.failed.contains_key(&path)
+        })
+    }
+}
+
 /// The target fails a path, if it is one of the map's.
-pub(super) fn fail(map: &mut MapState, path: DevNo) {
+pub(super) fn fail(map: &mut MapState, path: DevNo, moment: u64) {
+    map.marks.lost = moment;
     if let Some(live) = &mut map.live
         && live.table.paths().any(|known| known == path)
         && !live.failed.contains_key(&path)
@@ -78,9 +89,25 @@ impl SimKernel {
         f(map).map_err(|source| error(operation, name, source))
     }
 
+    /// A swap waits for the I/O of the table that it replaces.
+    fn finish_io(&self, name: &str) -> io::Result<()> {
+        let process = self.process;
+        self.sleep_while(|state| {
+            let map = state.maps.get(name).filter(|map| map.inactive.is_some());
+            let stuck = map.and_then(|map| map.live.as_ref()).is_some_and(|live| {
+                let mut disks = live.table.paths().filter_map(|path| state.disk_by_devno(path));
+                disks.any(|(_, disk)| disk.stuck)
+            });
+            stuck && state.process == process
+        });
+        match self.state().process == process {
+            true => Ok(()),
+            false => Err(super::killed()),
+        }
+    }
+
     fn changing(&self, operation: &'static str, name: &str) -> Result<(), DmError> {
-        self.state()
-            .change(operation)
+        self.change(operation)
             .map_err(|source| error(operation, name, source))
     }
 }
@@ -101,15 +128,8 @@ impl DeviceMapper for SimKernel {
         if state.maps.contains_key(name) || state.maps.values().any(|map| map.uuid == uuid) {
             return Err(error("DEV_CREATE", name, errno(EBUSY)));
         }
-        let map = MapState {
-            uuid: uuid.to_owned(),
-            minor: state.number(),
-            live: None,
-            inactive: None,
-            suspended: false,
-            open_count: 0,
-            read_only: false,
-        };
+        let minor = state.number();
+        let map = MapState::new(uuid, minor, None);
         let answer = info(name, &map);
         state.maps.insert(name.to_owned(), map);
         Ok(answer)
@@ -148,6 +168,7 @@ impl DeviceMapper for SimKernel {
     }
 
     fn resume(&self, name: &str, _flush: bool) -> Result<(), DmError> {
+        self.judge_swap(name);
         self.hangs("RESUME");
         if let Err(error) = self.changing("RESUME", name) {
             if let (Some(_), Some(map)) = (error.source.raw_os_error(), self.state().maps.get_mut(name)) {
@@ -155,6 +176,8 @@ impl DeviceMapper for SimKernel {
             }
             return Err(error);
         }
+        self.finish_io(name)
+            .map_err(|source| error("RESUME", name, source))?;
         let mut state = self.state();
         let next = state
             .maps
@@ -174,6 +197,7 @@ impl DeviceMapper for SimKernel {
                 return Err(error("RESUME", name, errno(EINVAL)));
             }
             Some(next) => {
+                map.owe_marks(&next);
                 map.live = Some(next);
                 map.inactive = None;
             }
@@ -208,6 +232,7 @@ impl DeviceMapper for SimKernel {
     }
 
     fn message(&self, name: &str, message: &str) -> Result<(), DmError> {
+        self.judge_message(name, message);
         self.changing("TARGET_MSG", name)?;
         self.with_map("TARGET_MSG", name, |map| {
             if map.suspended {
@@ -230,11 +255,12 @@ impl DeviceMapper for SimKernel {
             }
             Ok(())
         })?;
-        self.0.changed.notify_all();
+        self.wake();
         Ok(())
     }
 
     fn remove(&self, name: &str) -> Result<(), DmError> {
+        self.judge_removal(name);
         self.changing("DEV_REMOVE", name)?;
         self.with_map("DEV_REMOVE", name, |map| {
             if map.open_count > 0 {

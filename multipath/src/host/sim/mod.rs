@@ -1,12 +1,16 @@
 //! A simulated kernel for tests: stateful, with faults.
 //!
 //! It knows arrays with LUNs, iSCSI sessions with their SCSI hosts, SCSI disks, and device-mapper multipath maps, and behaves as measured on real
-//! kernels where the engine depends on it: a swap makes failed paths active again, a swap with a path that is too small is refused and leaves the
-//! map suspended, a LUN whose backing changed still shows its old size. It never touches the machine it runs on.
+//! kernels where the engine depends on it: a swap makes failed paths active again and waits for I/O that is stuck on a blocked path, a swap with a
+//! path that is too small is refused and leaves the map suspended, a LUN whose backing changed still shows its old size, a command to a blocked
+//! device sleeps. What a process asks for that no process may is noted ([`SimKernel::violations`]). It never touches the machine it runs on.
 
 mod dm;
+mod faults;
 mod network;
+mod rules;
 mod scsi;
+mod sleep;
 mod sysfs;
 
 use std::{
@@ -24,6 +28,8 @@ use crate::{Hctl, Wwid};
 struct Lun {
     wwid: Wwid,
     size_bytes: u64,
+    /// The moment since which it is there.
+    since: u64,
 }
 
 /// A session and its SCSI host; they share their number.
@@ -64,6 +70,12 @@ struct Disk {
     size_bytes: u64,
     /// Writes are refused (BLKROSET).
     read_only: bool,
+    /// The moment at which it was blocked, while it is.
+    blocked: Option<u64>,
+    /// I/O was in flight when it was blocked: it does not come back before the state changes.
+    stuck: bool,
+    /// Unit attentions (29/00, power on or reset) that it has to tell.
+    attentions: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -75,6 +87,22 @@ struct MapState {
     suspended: bool,
     open_count: u32,
     read_only: bool,
+    marks: rules::Marks,
+}
+
+impl MapState {
+    fn new(uuid: &str, minor: u32, live: Option<Loaded>) -> Self {
+        Self {
+            uuid: uuid.to_owned(),
+            minor,
+            live,
+            inactive: None,
+            suspended: false,
+            open_count: 0,
+            read_only: false,
+            marks: rules::Marks::default(),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -109,6 +137,12 @@ struct State {
     changes: usize,
     /// Device nodes in the plugin's own directory.
     nodes: BTreeMap<PathBuf, DevNo>,
+    /// The process that lives; calls of earlier ones do nothing.
+    process: u32,
+    /// Counted by [`SimKernel::tick`].
+    moment: u64,
+    violations: Vec<String>,
+    sleepers: sleep::Sleepers,
 }
 
 impl State {
@@ -130,7 +164,7 @@ impl State {
     /// Counts a changing call; an error when a fault is due or the process is dead.
     fn change(&mut self, operation: &str) -> io::Result<()> {
         if self.fuse.is_some_and(|left| left == 0) {
-            return Err(io::Error::other("killed"));
+            return Err(killed());
         }
         if let Some(index) = self.faults.iter().position(|(fault, _)| fault == operation) {
             return Err(io::Error::from_raw_os_error(self.faults.remove(index).1));
@@ -155,6 +189,19 @@ impl State {
         self.disks.iter().find(|(_, disk)| disk.devno == devno)
     }
 
+    /// Gives a disk another state, and wakes or blocks what is in flight on it.
+    fn set_device_state(&mut self, hctl: Hctl, device_state: &str) {
+        let moment = self.moment;
+        let Some(disk) = self.disks.get_mut(&hctl) else {
+            return;
+        };
+        let blocks = device_state == "blocked";
+        let in_use = self.maps.values().any(|map| map.uses(disk.devno));
+        disk.stuck = blocks && (disk.stuck || in_use);
+        disk.blocked = blocks.then(|| disk.blocked.unwrap_or(moment));
+        device_state.clone_into(&mut disk.state);
+    }
+
     /// Identity behind a block device: of the disk, or of the first usable path of a map.
     fn identity(&self, devno: DevNo) -> Option<(Wwid, u64)> {
         if let Some((hctl, disk)) = self.disk_by_devno(devno) {
@@ -174,13 +221,19 @@ impl State {
 
 /// The simulated kernel. Clones are the same machine.
 #[derive(Clone, Default)]
-pub struct SimKernel(Arc<Machine>);
+pub struct SimKernel {
+    machine: Arc<Machine>,
+    /// The process that calls through this one.
+    process: u32,
+}
 
 #[derive(Default)]
 struct Machine {
     state: Mutex<State>,
     /// Signalled when something may go on that waits in the kernel.
     changed: Condvar,
+    /// Signalled when all that slept have looked whether they may.
+    looked: Condvar,
 }
 
 impl SimKernel {
@@ -190,59 +243,48 @@ impl SimKernel {
         Self::default()
     }
 
-    /// The seam to it.
+    /// The seam to it, for the process that lives now.
     #[must_use]
     pub fn host(&self) -> Host {
+        let kernel = Self {
+            process: self.state().process,
+            ..self.clone()
+        };
         Host {
-            dm: Arc::new(self.clone()),
-            scsi: Arc::new(self.clone()),
-            sysfs: Arc::new(self.clone()),
-            block: Arc::new(self.clone()),
-            network: Arc::new(self.clone()),
+            dm: Arc::new(kernel.clone()),
+            scsi: Arc::new(kernel.clone()),
+            sysfs: Arc::new(kernel.clone()),
+            block: Arc::new(kernel.clone()),
+            network: Arc::new(kernel),
         }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.machine.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sleeps as in the kernel for as long as `stuck` says.
-    fn sleep_while(&self, stuck: impl FnMut(&mut State) -> bool) {
-        drop(
-            self.0
-                .changed
-                .wait_while(self.state(), stuck)
-                .unwrap_or_else(PoisonError::into_inner),
-        );
-    }
-
-    /// A call of this kind hangs here if one is to.
-    fn hangs(&self, operation: &str) {
-        if let Some(calls) = self.state().hanging.get_mut(operation) {
-            *calls += 1;
+    /// Counts a changing call; an error when a fault is due or the process is dead.
+    fn change(&self, operation: &str) -> io::Result<()> {
+        let mut state = self.state();
+        if state.process != self.process {
+            return Err(killed());
         }
-        self.sleep_while(|state| state.hanging.contains_key(operation));
-    }
-
-    /// Calls of this kind hang from now on: `SG_IO`, `RESUME` or `FLUSH`.
-    pub fn hang(&self, operation: &str) {
-        self.state().hanging.insert(operation.to_owned(), 0);
-    }
-
-    /// The calls of this kind that hang return; answers how many there were.
-    pub fn release(&self, operation: &str) -> usize {
-        let calls = self.state().hanging.remove(operation).unwrap_or(0);
-        self.0.changed.notify_all();
-        calls
+        state.change(operation)
     }
 
     /// Makes a LUN appear on a target, or another one in its place; no path is told.
     pub fn set_lun(&self, target: &str, lun: u64, wwid: &Wwid, size_bytes: u64) {
-        self.state().luns.insert(
-            (target.to_owned(), lun),
+        let mut state = self.state();
+        let key = (target.to_owned(), lun);
+        let same = state.luns.get(&key).filter(|lun| lun.wwid == *wwid);
+        let since = same.map_or(state.moment, |lun| lun.since);
+        let wwid = wwid.clone();
+        state.luns.insert(
+            key,
             Lun {
-                wwid: wwid.clone(),
+                wwid,
                 size_bytes,
+                since,
             },
         );
     }
@@ -320,72 +362,6 @@ impl SimKernel {
         self.state().maps.keys().cloned().collect()
     }
 
-    /// The connection is lost: the session fails and its devices take this state (`blocked`, then `transport-offline`).
-    pub fn cut(&self, session: u32, device_state: &str) {
-        let mut state = self.state();
-        if let Some(session) = state.sessions.get_mut(&session) {
-            session.state = "FAILED";
-        }
-        for (hctl, disk) in &mut state.disks {
-            if hctl.host == session {
-                device_state.clone_into(&mut disk.state);
-            }
-        }
-        let gone: Vec<DevNo> = state
-            .disks
-            .iter()
-            .filter(|(hctl, _)| hctl.host == session)
-            .map(|(_, disk)| disk.devno)
-            .collect();
-        if device_state != "blocked" {
-            // The I/O in flight comes back with an error, and the target fails the path.
-            for devno in gone {
-                for map in state.maps.values_mut() {
-                    dm::fail(map, devno);
-                }
-            }
-        }
-    }
-
-    /// The connection is back.
-    pub fn heal(&self, session: u32) {
-        let mut state = self.state();
-        if let Some(session) = state.sessions.get_mut(&session) {
-            session.state = "LOGGED_IN";
-            session.logins += 1;
-            (session.silent, session.unplugged) = (false, false);
-        }
-        for (hctl, disk) in &mut state.disks {
-            if hctl.host == session {
-                "running".clone_into(&mut disk.state);
-            }
-        }
-        drop(state);
-        self.0.changed.notify_all();
-    }
-
-    /// The next call of this kind fails with this errno: `TABLE_LOAD`, `DEV_CREATE`, `RESUME`, `DEV_REMOVE`, `TARGET_MSG`, `SG_IO`, `WRITE`, `FLUSH`.
-    /// A `RESUME` that fails so leaves the map suspended and its new table loaded, as a wait that was interrupted does.
-    pub fn fail_next(&self, operation: &str, errno: i32) {
-        self.state().faults.push((operation.to_owned(), errno));
-    }
-
-    /// After so many more changing calls nothing works any more, as if the process had been killed there.
-    pub fn kill_after(&self, calls: usize) {
-        self.state().fuse = Some(calls);
-    }
-
-    /// A new process: calls work again.
-    pub fn restart(&self) {
-        self.state().fuse = None;
-    }
-
-    /// Changing calls so far.
-    #[must_use]
-    pub fn changes(&self) -> usize {
-        self.state().changes
-    }
-
     /// The device behind a node in the plugin's own directory, and whether it refuses writes.
     #[must_use]
     pub fn own_device(&self, node: &std::path::Path) -> Option<(DevNo, bool)> {
@@ -409,8 +385,11 @@ impl SimKernel {
 
     /// Holds a map open, or closes it.
     pub fn set_open_count(&self, map: &str, count: u32) {
-        if let Some(map) = self.state().maps.get_mut(map) {
+        let mut state = self.state();
+        let moment = state.moment;
+        if let Some(map) = state.maps.get_mut(map) {
             map.open_count = count;
+            map.marks.opened = (count > 0).then_some(moment);
         }
     }
 
@@ -421,32 +400,10 @@ impl SimKernel {
             state.data.insert((wwid.clone(), at), *byte);
         }
     }
+}
 
-    /// Puts a device-mapper device of somebody else over a disk, as a second manager would.
-    pub fn foreign_map(&self, name: &str, uuid: &str, over: Hctl) {
-        let mut state = self.state();
-        let Some(disk) = state.disks.get(&over).cloned() else {
-            return;
-        };
-        let minor = state.number();
-        let table = crate::table::MultipathTable::round_robin([disk.devno]);
-        let live = Loaded {
-            length: disk.size_bytes / 512,
-            current_group: table.initial_group,
-            table,
-            failed: BTreeMap::new(),
-        };
-        let map = MapState {
-            uuid: uuid.to_owned(),
-            minor,
-            live: Some(live),
-            inactive: None,
-            suspended: false,
-            open_count: 0,
-            read_only: false,
-        };
-        state.maps.insert(name.to_owned(), map);
-    }
+fn killed() -> io::Error {
+    io::Error::other("killed")
 }
 
 impl BlockDevices for SimKernel {
@@ -492,14 +449,17 @@ impl BlockDevices for SimKernel {
 
     fn flush(&self, devno: DevNo, _: &str) -> io::Result<()> {
         self.hangs("FLUSH");
-        self.state().change("FLUSH")?;
+        self.change("FLUSH")?;
         let live = |state: &State| {
             let map = state.maps.values().find(|map| dm::devno(map.minor) == devno);
             map.and_then(|map| map.live.clone())
         };
         // Without a usable path the map holds the request, or fails it when it does not queue.
+        let process = self.process;
         self.sleep_while(|state| {
-            live(state).is_some_and(|live| live.table.queues_if_no_path() && !state.has_usable_path(&live))
+            state.process == process
+                && live(state)
+                    .is_some_and(|live| live.table.queues_if_no_path() && !state.has_usable_path(&live))
         });
         let state = self.state();
         match live(&state) {

@@ -26,7 +26,7 @@ fn connection(id: u32, session: &Session) -> Option<Connection> {
 }
 
 impl SimKernel {
-    /// The other end of a session answers no more; nobody is told, and commands to it would hang.
+    /// The other end of a session answers no more; nobody is told, and commands to it hang.
     pub fn silence(&self, session: u32) {
         if let Some(session) = self.state().sessions.get_mut(&session) {
             session.silent = true;
@@ -77,7 +77,7 @@ impl Network for SimKernel {
 
     fn destroy(&self, connection: &Connection) -> io::Result<()> {
         if let Some((id, _)) = self.session_of(connection) {
-            self.state().change("SOCK_DESTROY")?;
+            self.change("SOCK_DESTROY")?;
             self.cut(id, "transport-offline");
         }
         Ok(())

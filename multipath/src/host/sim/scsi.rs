@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io};
 use super::{PortGroup, Session, SimKernel};
 use crate::{
     host::{Scsi, ScsiError},
-    sense::Sense,
+    sense::{Sense, UNIT_ATTENTION},
 };
 
 /// State code of a target port group in standby (SPC-6 table 308).
@@ -22,11 +22,22 @@ impl SimKernel {
             device: device.to_owned(),
             source,
         };
+        self.judge_command(device);
         self.hangs("SG_IO");
-        let mut state = self.state();
-        if state.faults.iter().any(|(fault, _)| fault == "SG_IO") {
-            state.change("SG_IO").map_err(wrap)?;
+        self.hangs(&format!("SG_IO {device}"));
+        // Such a command heeds neither its own time limit nor SIGKILL.
+        self.sleep_while(|state| {
+            let Some((hctl, disk)) = state.disk_by_name(device) else {
+                return false;
+            };
+            let session = state.sessions.get(&hctl.host);
+            let silent = session.is_some_and(|session| session.silent || session.unplugged);
+            disk.blocked.is_some() || (silent && disk.state == "running")
+        });
+        if self.state().faults.iter().any(|(fault, _)| fault == "SG_IO") {
+            self.change("SG_IO").map_err(wrap)?;
         }
+        let state = self.state();
         let (hctl, disk) = state
             .disk_by_name(device)
             .ok_or_else(|| wrap(io::ErrorKind::NotFound.into()))?;
@@ -38,6 +49,16 @@ impl SimKernel {
             // ILLEGAL REQUEST, LOGICAL UNIT NOT SUPPORTED.
             None => Err(check_condition(device, 5, 0x25, 0)),
         }
+    }
+}
+
+impl SimKernel {
+    /// Takes one of the unit attentions that a disk has to tell, if it takes commands.
+    fn tells_attention(&self, device: &str) -> bool {
+        let mut state = self.state();
+        let mut disks = state.disks.values_mut();
+        let disk = disks.find(|disk| disk.name == device && disk.state == "running" && disk.attentions > 0);
+        disk.map(|disk| disk.attentions -= 1).is_some()
     }
 }
 
@@ -107,6 +128,10 @@ impl Scsi for SimKernel {
     }
 
     fn test_unit_ready(&self, device: &str) -> Result<(), ScsiError> {
+        // INQUIRY does not tell of them (SPC-6 6.7.1).
+        if self.tells_attention(device) {
+            return Err(check_condition(device, UNIT_ATTENTION, 0x29, 0));
+        }
         self.answer_over(device, |session, _, _| match session.port_group {
             Some(PortGroup { state: STANDBY, .. }) => Err(check_condition(device, 2, 0x04, 0x0b)),
             _ => Ok(()),

@@ -190,6 +190,9 @@ impl State {
             diskseq: u64::from(number),
             size_bytes,
             read_only: false,
+            blocked: None,
+            stuck: false,
+            attentions: 0,
         };
         self.disks.insert(hctl, disk);
     }
@@ -263,9 +266,11 @@ impl Sysfs for SimKernel {
     }
 
     fn write(&self, path: &str, value: &str) -> io::Result<()> {
-        let mut state = self.state();
-        state.change("WRITE")?;
-        state.write(path, value)
+        self.change("WRITE")?;
+        self.state().write(path, value)?;
+        // A device that is deleted gives its I/O back.
+        self.wake();
+        Ok(())
     }
 
     fn list(&self, path: &str) -> io::Result<Vec<String>> {
