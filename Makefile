@@ -9,10 +9,10 @@ HELM = $(shell . e2e/kube/versions.env; echo $(STORAGELINK_CACHE)/helm-v$$HELM/h
 DENY := $(STORAGELINK_CACHE)/cargo-deny-0.20.2/bin/cargo-deny
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build fmt lint unit fuzz check lab kube chart manifest images e2e-external demo demo-kube bench-kube test clean
+.PHONY: help deps build fmt lint unit fuzz check lab kube chart manifest images e2e-external demo demo-kube bench-kube bench-failover bench-scale bench-stage test clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 deps: ## install missing Debian packages
 	@hack/install-deps.sh
@@ -70,6 +70,10 @@ demo-kube: build images ## a Kubernetes cluster of guests, the chart, a claim, a
 bench-kube: build images ## times and memory on that cluster, into docs/benchmarks.md
 	@hack/install-kube.sh $(STORAGELINK_CACHE) kubernetes sidecars helm
 	$(LAB) kube bench
+
+bench-failover bench-scale bench-stage: deps ## figures beside multipathd and of 500 maps, into docs/benchmarks.md
+	cargo build --locked --release --bins -p storagelink-csi -p storagelinkd -p storagelink-multipath -p storagelink-e2e
+	target/release/lab bench $(@:bench-%=%) $(BENCH)
 
 e2e-external: build images ## all of Kubernetes' external storage suite; writes docs/conformance.md (hours)
 	@hack/install-kube.sh $(STORAGELINK_CACHE)

@@ -3,6 +3,8 @@
 //! Labels are bounded: methods and codes are closed sets, volumes are those of this node. Nothing here comes from a volume's
 //! data or a Secret. Paths are read from the kernel when somebody asks, never on a timer.
 
+mod maps;
+
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -20,9 +22,11 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 use storagelink_multipath::{Engine, Map};
+use tokio::sync::watch;
 use tonic::Code;
 
-use crate::codes::chain;
+use crate::{codes::chain, node::tell::Told};
+use maps::Maps;
 
 /// Labels of a finished call.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -83,6 +87,7 @@ impl Calls {
 #[derive(Clone)]
 struct Node {
     engine: Engine,
+    told: Told,
     paths: Family<Paths, Gauge>,
     failures: Family<Volume, Gauge>,
     volumes: Gauge,
@@ -90,10 +95,12 @@ struct Node {
 }
 
 impl Node {
-    fn show(&self, maps: &[Map]) {
+    /// `singles`: volumes without a map.
+    fn show(&self, maps: &[Map], singles: usize) {
         self.paths.clear();
         self.failures.clear();
-        self.volumes.set(i64::try_from(maps.len()).unwrap_or(i64::MAX));
+        self.volumes
+            .set(i64::try_from(maps.len() + singles).unwrap_or(i64::MAX));
         self.ended
             .inner()
             .store(self.engine.connections_ended(), Ordering::Relaxed);
@@ -141,11 +148,16 @@ impl Metrics {
 
     /// Those of a node.
     #[must_use]
-    pub fn of_node(engine: Engine) -> Self {
-        Self::new(Some(engine))
+    pub fn of_node(engine: Engine, told: Told, multipathing: watch::Receiver<bool>) -> Self {
+        let maps = Maps {
+            ledger: engine.ledger().clone(),
+            told,
+            multipathing,
+        };
+        Self::new(Some((engine, maps)))
     }
 
-    fn new(engine: Option<Engine>) -> Self {
+    fn new(engine: Option<(Engine, Maps)>) -> Self {
         let mut registry = Registry::with_prefix("storagelink");
         let build = Info::new(vec![("version", crate::DRIVER_VERSION)]);
         registry.register("build", "The version that runs", build);
@@ -165,9 +177,12 @@ impl Metrics {
             Unit::Seconds,
             calls.seconds.clone(),
         );
-        let node = engine.map(|engine| {
+        let node = engine.map(|(engine, maps)| {
+            let told = maps.told.clone();
+            registry.register_collector(Box::new(maps));
             let node = Node {
                 engine,
+                told,
                 paths: Family::default(),
                 failures: Family::default(),
                 volumes: Gauge::default(),
@@ -209,7 +224,11 @@ impl Metrics {
         let _one = self.reading.lock().await;
         if let Some(node) = &self.node {
             match node.engine.maps().await {
-                Ok(maps) => node.show(&maps),
+                Ok(maps) => {
+                    let told = node.told.volumes();
+                    let singles = told.iter().filter(|volume| volume.disk.is_some()).count();
+                    node.show(&maps, singles);
+                }
                 Err(error) => tracing::warn!(error = chain(&error), "cannot read the maps for the metrics"),
             }
         }

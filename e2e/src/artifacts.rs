@@ -33,6 +33,9 @@ pub struct Artifacts {
     pub vmlinux: PathBuf,
     /// The initramfs.
     pub initramfs: PathBuf,
+    /// What the benches' guests have beside this machine's own programs.
+    #[serde(default)]
+    pub multipath_tools: Option<PathBuf>,
 }
 
 /// The cache: `STORAGELINK_CACHE`, or `~/.cache/storagelink-csi`.
@@ -71,6 +74,7 @@ pub fn prepare(cache: &Path, kernel: Option<&str>) -> Result<Artifacts> {
         initramfs: root.join("initramfs"),
         kernel: root,
         release,
+        multipath_tools: None,
     };
     write_initramfs(&artifacts)?;
     Ok(artifacts)

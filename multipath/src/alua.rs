@@ -130,12 +130,10 @@ fn rank(group: TargetPortGroup) -> u8 {
         (AccessState::LbaDependent, _) => 3,
         (AccessState::Standby, true) => 4,
         (AccessState::Standby, false) => 5,
-        _ => UNKNOWN,
+        // They cannot be used.
+        _ => 6,
     }
 }
-
-/// Of paths that cannot be used, or of which nothing is known.
-const UNKNOWN: u8 = 6;
 
 /// The path groups of a map, best first. `before`: the groups that it has.
 ///
@@ -156,18 +154,7 @@ pub fn arrange(grouping: PathGrouping, members: &[Member], before: &[Vec<DevNo>]
         PathGrouping::Auto | PathGrouping::Alua if unknown || members.iter().any(transitioning) => {
             keep(members, before)
         }
-        PathGrouping::Auto | PathGrouping::Alua => {
-            let mut groups: Vec<(u8, Vec<DevNo>)> = Vec::new();
-            for member in members {
-                let rank = rank_of(member, members, before);
-                match groups.iter_mut().find(|(other, _)| *other == rank) {
-                    Some((_, paths)) => paths.push(member.devno),
-                    None => groups.push((rank, vec![member.devno])),
-                }
-            }
-            groups.sort_by_key(|(rank, _)| *rank);
-            groups.into_iter().map(|(_, paths)| paths).collect()
-        }
+        PathGrouping::Auto | PathGrouping::Alua => by_state(members, before),
         PathGrouping::Failover => {
             let mut order: Vec<&Member> = members.iter().collect();
             order.sort_by_key(|member| member.group.map_or(0, rank));
@@ -176,20 +163,51 @@ pub fn arrange(grouping: PathGrouping, members: &[Member], before: &[Vec<DevNo>]
     }
 }
 
-/// Its own rank; without a known state that of its group so far.
-fn rank_of(member: &Member, members: &[Member], before: &[Vec<DevNo>]) -> u8 {
-    if let Some(group) = member.group {
-        return rank(group);
+/// Groups by rank. Paths of which nothing is known, and nothing of those beside them, keep their place before whatever came after them: a
+/// controller that does not answer now is not the worse one for that. New ones of which nothing is known come last.
+fn by_state(members: &[Member], before: &[Vec<DevNo>]) -> Vec<Vec<DevNo>> {
+    let mut ranked: Vec<(u8, Vec<DevNo>)> = Vec::new();
+    let mut unknown: Vec<DevNo> = Vec::new();
+    for member in members {
+        match rank_of(member, members, before) {
+            None => unknown.push(member.devno),
+            Some(rank) => match ranked.iter_mut().find(|(other, _)| *other == rank) {
+                Some((_, paths)) => paths.push(member.devno),
+                None => ranked.push((rank, vec![member.devno])),
+            },
+        }
     }
-    let beside = before.iter().find(|paths| paths.contains(&member.devno));
-    let known = members
-        .iter()
-        .filter(|other| beside.is_some_and(|paths| paths.contains(&other.devno)));
-    known
-        .filter_map(|other| other.group)
-        .map(rank)
-        .min()
-        .unwrap_or(UNKNOWN)
+    ranked.sort_by_key(|(rank, _)| *rank);
+    let mut groups: Vec<Vec<DevNo>> = ranked.into_iter().map(|(_, paths)| paths).collect();
+    // From the end: what came after is placed already.
+    for (index, paths) in before.iter().enumerate().rev() {
+        let kept: Vec<DevNo> = paths
+            .iter()
+            .copied()
+            .filter(|path| unknown.contains(path))
+            .collect();
+        if kept.is_empty() {
+            continue;
+        }
+        unknown.retain(|path| !kept.contains(path));
+        let mut after = before[index + 1..].iter().flatten();
+        let next = after.find_map(|path| groups.iter().position(|group| group.contains(path)));
+        groups.insert(next.unwrap_or(groups.len()), kept);
+    }
+    if !unknown.is_empty() {
+        groups.push(unknown);
+    }
+    groups
+}
+
+/// Its own rank; without a known state that of its group so far.
+fn rank_of(member: &Member, members: &[Member], before: &[Vec<DevNo>]) -> Option<u8> {
+    if let Some(group) = member.group {
+        return Some(rank(group));
+    }
+    let beside = before.iter().find(|paths| paths.contains(&member.devno))?;
+    let fellows = members.iter().filter(|other| beside.contains(&other.devno));
+    fellows.filter_map(|other| other.group).map(rank).min()
 }
 
 /// The groups as they are, without paths that are no more; new paths join the first.

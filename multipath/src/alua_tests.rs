@@ -110,6 +110,22 @@ fn a_path_of_which_nothing_is_known_stays_beside_those_it_was_with() {
 }
 
 #[test]
+fn a_group_that_cannot_be_asked_keeps_its_place() {
+    use AccessState::{NonOptimized, Optimized};
+    let before = [vec![path(0)], vec![path(1)], vec![path(2)]];
+    let members = [member(0, None), member(1, None), member(2, Some(NonOptimized))];
+    assert_eq!(arrange(PathGrouping::Auto, &members, &before), before);
+    // What it was before is the better one now.
+    let members = [
+        member(0, Some(NonOptimized)),
+        member(1, None),
+        member(2, Some(Optimized)),
+    ];
+    let groups = arrange(PathGrouping::Auto, &members, &before);
+    assert_eq!(groups, [[path(1)], [path(2)], [path(0)]]);
+}
+
+#[test]
 fn nothing_moves_while_a_group_is_transitioning_or_nothing_is_known() {
     let before = [vec![path(0)], vec![path(1), path(9)]];
     for state in [None, Some(AccessState::Transitioning)] {

@@ -21,6 +21,14 @@ pub fn logged_in(host: &Host) -> Vec<u32> {
         .collect()
 }
 
+/// The state of a session: `LOGGED_IN`, `FAILED` or `FREE` (drivers/scsi/scsi_transport_iscsi.c, iscsi_session_state_names).
+#[must_use]
+pub fn state(host: &Host, session: u32) -> Option<String> {
+    host.sysfs
+        .read(&format!("class/iscsi_session/session{session}/state"))
+        .ok()
+}
+
 /// The session that a disk came by; `None` for other transports.
 #[must_use]
 pub fn of_disk(host: &Host, disk: &ScsiDisk) -> Option<u32> {

@@ -7,6 +7,7 @@
 //! - [`worker`]: the threads on which blocking kernel calls live;
 //! - [`scsi_device`]: one SCSI disk: find, scan, delete;
 //! - [`iscsi_session`]: the session that a disk came by, as sysfs shows it;
+//! - [`told`]: what the node plugin tells `mpathutil`, in files;
 //! - [`engine`]: prove a path, build, extend, resize, watch and remove a map.
 //!
 //! It owns only maps whose uuid starts with [`names::UUID_PREFIX`] and must never touch another, never scan more than one
@@ -26,6 +27,7 @@ pub mod scsi_device;
 pub mod sense;
 pub mod status;
 pub mod table;
+pub mod told;
 pub mod worker;
 pub mod wwid;
 

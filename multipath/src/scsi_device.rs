@@ -94,10 +94,37 @@ pub fn find(host: &Host, hctl: &Hctl) -> Option<ScsiDisk> {
 /// The SCSI disk with this block device number; `None` for other devices and for one that is gone.
 #[must_use]
 pub fn find_by_devno(host: &Host, devno: DevNo) -> Option<ScsiDisk> {
-    // dev/block/M:m leads to …/<H:C:T:L>/block/sdX.
-    let path = host.sysfs.canonical(&format!("dev/block/{devno}")).ok()?;
-    let hctl = path.rsplit('/').nth(2)?.parse().ok()?;
-    find(host, &hctl).filter(|disk| disk.devno == devno)
+    find(host, &Place::of(host, devno)?.hctl).filter(|disk| disk.devno == devno)
+}
+
+/// Where a SCSI disk is: what one look at sysfs says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Its address.
+    pub(crate) hctl: Hctl,
+    /// Kernel name.
+    pub(crate) name: String,
+    /// Number of the iSCSI session that it came by.
+    pub(crate) session: Option<u32>,
+}
+
+impl Place {
+    /// Of the disk with this block device number; `None` for other devices and for one that is gone.
+    pub(crate) fn of(host: &Host, devno: DevNo) -> Option<Self> {
+        // dev/block/M:m leads to …[/session<N>]/target…/<H:C:T:L>/block/sdX.
+        let path = host.sysfs.link(&format!("dev/block/{devno}")).ok()?;
+        let mut parts = path.rsplit('/');
+        let name = parts.next()?.to_owned();
+        let hctl = parts.nth(1)?.parse().ok()?;
+        let session = parts.find_map(|part| part.strip_prefix("session")?.parse().ok());
+        Some(Self { hctl, name, session })
+    }
+
+    /// State of the SCSI device; `None` when it is gone.
+    pub(crate) fn state(&self, host: &Host) -> Option<String> {
+        let state = format!("{}/state", device_directory(self.hctl));
+        host.sysfs.read(&state).ok()
+    }
 }
 
 /// Why a scan gave no disk.

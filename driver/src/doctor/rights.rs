@@ -36,6 +36,7 @@ const ACCOUNTS: [(&str, &[Right]); 2] = [
             ("create", "events", "events.k8s.io"),
             ("get", "persistentvolumes", ""),
             ("list", "pods", ""),
+            ("watch", "nodes", ""),
         ],
     ),
 ];

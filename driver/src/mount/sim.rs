@@ -15,7 +15,7 @@ use nix::{
     libc::{EBUSY, EINVAL, EIO, ENOENT, ENOTDIR, ENOTEMPTY, EROFS},
     mount::MsFlags,
 };
-use storagelink_multipath::host::{BlockDevices, DevNo, DmInfo, sim::SimKernel};
+use storagelink_multipath::host::{BlockDevices, DevNo, sim::SimKernel};
 
 use super::{
     FsType, Kind, MountPoint, Mounts, Request, Usage, mountinfo,
@@ -32,6 +32,12 @@ struct State {
     busy: BTreeSet<PathBuf>,
     faults: Vec<(&'static str, i32)>,
     next: u64,
+}
+
+/// What a node leads to.
+struct Device {
+    devno: DevNo,
+    read_only: bool,
 }
 
 type Gate = Arc<dyn Fn() -> io::Result<()> + Send + Sync>;
@@ -126,15 +132,18 @@ impl SimMounts {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn map(&self, node: &Path) -> Option<DmInfo> {
+    /// A map by its node in `/dev`, or a disk by a node of the plugin's own.
+    fn device(&self, node: &Path) -> Option<Device> {
+        if let Some((devno, read_only)) = self.kernel.own_device(node) {
+            return Some(Device { devno, read_only });
+        }
         let minor: u32 = node.to_str()?.strip_prefix("/dev/dm-")?.parse().ok()?;
-        self.kernel
-            .host()
-            .dm
-            .list()
-            .ok()?
-            .into_iter()
-            .find(|map| map.devno.minor == minor)
+        let maps = self.kernel.host().dm.list().ok()?;
+        let map = maps.into_iter().find(|map| map.devno.minor == minor)?;
+        Some(Device {
+            devno: map.devno,
+            read_only: map.read_only,
+        })
     }
 
     fn enter(&self, operation: &'static str) -> io::Result<MutexGuard<'_, State>> {
@@ -173,7 +182,7 @@ impl Mounts for SimMounts {
         if state.paths.get(&request.target) != Some(&Kind::Directory) {
             return Err(errno(ENOENT));
         }
-        let map = self.map(&request.node).ok_or_else(|| errno(ENOENT))?;
+        let map = self.device(&request.node).ok_or_else(|| errno(ENOENT))?;
         let head = self
             .block
             .read_at(map.devno, "", 0, HEAD_BYTES)
@@ -231,7 +240,7 @@ impl Mounts for SimMounts {
     fn bind(&self, from: &Path, to: &Path, read_only: bool) -> io::Result<()> {
         let mut state = self.enter("bind")?;
         let options: String = if read_only { "ro" } else { "rw" }.into();
-        let mount = if self.map(from).is_some() {
+        let mount = if self.device(from).is_some() {
             if state.paths.get(to) != Some(&Kind::File) {
                 return Err(errno(ENOTDIR));
             }
@@ -239,7 +248,10 @@ impl Mounts for SimMounts {
                 id: 0,
                 parent: 0,
                 devno: DEVTMPFS,
-                root: Path::new("/").join(from.file_name().unwrap_or_default()),
+                // Its root is where the node is in the file system that holds it.
+                root: from
+                    .strip_prefix("/dev")
+                    .map_or_else(|_| from.to_owned(), |name| Path::new("/").join(name)),
                 path: to.to_owned(),
                 options,
                 fs_type: "devtmpfs".into(),
@@ -279,12 +291,15 @@ impl Mounts for SimMounts {
 
     fn kind(&self, path: &Path) -> io::Result<Kind> {
         let state = self.enter("kind")?;
-        if let Some(map) = self.map(path) {
+        if let Some(map) = self.device(path) {
             return Ok(Kind::Block(map.devno));
         }
         match mountinfo::top(&state.mounts, path) {
             // A bound node keeps its number also when the device is gone.
             Some(top) if top.fs_type == "devtmpfs" => {
+                if let Some((devno, _)) = self.kernel.own_device(&top.root) {
+                    return Ok(Kind::Block(devno));
+                }
                 let minor = top
                     .root
                     .to_str()
@@ -329,7 +344,7 @@ impl Mounts for SimMounts {
     fn usage(&self, path: &Path) -> io::Result<Usage> {
         let state = self.enter("usage")?;
         let mount = mountinfo::top(&state.mounts, path).ok_or_else(|| errno(ENOENT))?;
-        let map = self.map(&mount.source).ok_or_else(|| errno(EIO))?;
+        let map = self.device(&mount.source).ok_or_else(|| errno(EIO))?;
         let head = self
             .block
             .read_at(map.devno, "", 0, HEAD_BYTES)

@@ -11,6 +11,7 @@ use super::{
     fault::Fault,
     journal::Entry,
     prepare::{Disk, Preparer, mount_request},
+    remark::Remark,
     stage::{StageError, Work},
     transport::Attached,
     validate::Access,
@@ -23,9 +24,9 @@ use crate::{
 };
 
 /// How long the first path may take: a login with a retry, and a scan.
-const ATTACH: Duration = Duration::from_secs(45);
+pub(super) const ATTACH: Duration = Duration::from_secs(45);
 /// Time limit of the identity check of one path.
-const PROVE: Duration = Duration::from_secs(10);
+pub(super) const PROVE: Duration = Duration::from_secs(10);
 /// Time limit of asking every path for its size again.
 const RESIZE: Duration = Duration::from_secs(30);
 /// A file system that is this much smaller than its disk is grown when it is mounted: makers leave less unused.
@@ -36,6 +37,7 @@ impl Work<'_> {
     pub(super) async fn build_up(&self, entry: &mut Entry) -> Result<Vec<Portal>, StageError> {
         let volume = self.volume;
         let wwid = self.wwid()?;
+        entry.single = None;
         let attached = self.node.transport.attach(&self.request.context, ATTACH).await;
         let Attached { paths, missing } =
             attached.map_err(|source| StageError::Transport { volume, source })?;
@@ -58,6 +60,8 @@ impl Work<'_> {
             .await
             .map_err(|e| self.engine(Fault::build("build its map", e)))?;
         self.compare_selector(&map);
+        self.node
+            .compare_backstop(volume, self.request.context.policy.no_path_retry);
         let map = self.sized(map, &wwid).await?;
         if let Access::Mount { fs, .. } = self.request.capability.access {
             let disk = view::disk(&self.node.host, &map)
@@ -95,7 +99,7 @@ impl Work<'_> {
             let text =
                 format!("volume {volume}: this node's kernel has no path selector {wanted}: {is} is used");
             // An error: nobody listens.
-            let _ = self.node.remarks.send(text);
+            let _ = self.node.remarks.send(Remark::of_node("PathSelector", text));
         }
     }
 
@@ -112,11 +116,11 @@ impl Work<'_> {
             _ => return,
         };
         // An error: nobody listens.
-        let _ = self.node.remarks.send(text);
+        let _ = self.node.remarks.send(Remark::of_node("FewPaths", text));
     }
 
     /// Every path's identity, read from it now, all at once. A path that does not prove it is taken away.
-    async fn prove(&self, paths: Vec<Hctl>, wwid: &Wwid) -> Result<Vec<ProvenPath>, StageError> {
+    pub(super) async fn prove(&self, paths: Vec<Hctl>, wwid: &Wwid) -> Result<Vec<ProvenPath>, StageError> {
         let checks: Vec<_> = paths
             .into_iter()
             .map(|hctl| {
@@ -198,7 +202,12 @@ impl Work<'_> {
         })
     }
 
-    async fn mount_it(&self, disk: &Disk, fs: FsType, entry: &mut Entry) -> Result<(), StageError> {
+    pub(super) async fn mount_it(
+        &self,
+        disk: &Disk,
+        fs: FsType,
+        entry: &mut Entry,
+    ) -> Result<(), StageError> {
         let Access::Mount { options, .. } = &self.request.capability.access else {
             return Ok(());
         };
@@ -259,12 +268,12 @@ impl Work<'_> {
 
     /// After a refusal: nothing stays. What cannot be taken back is on record for the next stage or unstage.
     pub(super) async fn take_back(&self) {
-        let found = self.node.engine.find_by_volume(&self.volume.to_string()).await;
+        let found = self.node.held(self.volume).await;
         let entry = self.node.journal.get(self.volume).await;
         let done = match (found, entry) {
-            (Ok(map), Ok(entry)) => self
+            (Ok(held), Ok(entry)) => self
                 .node
-                .tear_down(self.volume, map, entry.as_ref())
+                .tear_down(self.volume, held, entry.as_ref())
                 .await
                 .map_err(|e| chain(&e)),
             (Err(error), _) => Err(chain(&error)),

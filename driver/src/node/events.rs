@@ -20,7 +20,7 @@ use storagelink_multipath::engine::{Change, Notice};
 use tokio::{sync::broadcast, time::Instant};
 use uuid::Uuid;
 
-use super::{Inner, Node, view};
+use super::{Inner, Node, remark::Remark};
 use crate::{DRIVER_NAME, codes::chain};
 
 /// A fabric's loss is told once for all of its paths: notices of so long are told together.
@@ -60,12 +60,9 @@ pub(super) async fn tell(
         tokio::select! {
             remark = remarks.recv() => {
                 match remark {
-                    Ok(remark) => {
-                        let told = teller.publish(EventType::Warning, "FewPaths", remark, &this);
-                        teller.in_time(told).await;
-                    }
+                    Ok(remark) => teller.in_time(teller.remark(remark)).await,
                     Err(broadcast::error::RecvError::Lagged(missed)) => {
-                        tracing::warn!(missed, "more volumes lack paths than can be told as Events");
+                        tracing::warn!(missed, "more remarks than can be told as Events");
                     }
                     Err(broadcast::error::RecvError::Closed) => return,
                 }
@@ -119,6 +116,32 @@ impl Teller {
                 reason,
                 "the API server did not take an Event"
             );
+        }
+    }
+
+    /// On who has the volume that it is about; on the node when it is about none, or nobody has it.
+    async fn remark(&self, remark: Remark) {
+        let mut about = Vec::new();
+        if let Some(volume) = remark.volume {
+            match self.objects(&volume.to_string()).await {
+                Ok(objects) => about = objects,
+                Err(error) => tracing::warn!(
+                    volume.id = %volume,
+                    error = chain(error.as_ref()),
+                    "cannot find who uses a volume"
+                ),
+            }
+        }
+        if about.is_empty() {
+            about.push(self.this_node());
+        }
+        for object in about {
+            let kind = match remark.warning {
+                true => EventType::Warning,
+                false => EventType::Normal,
+            };
+            self.publish(kind, remark.reason, remark.note.clone(), &object)
+                .await;
         }
     }
 
@@ -200,10 +223,10 @@ impl Inner {
         &self,
         volume: Uuid,
     ) -> Result<Vec<(String, String)>, Box<dyn std::error::Error + Send + Sync>> {
-        let Some(map) = self.map(volume).await? else {
+        let Some(held) = self.held(volume).await? else {
             return Ok(Vec::new());
         };
-        let disk = view::disk(&self.host, &map).await?;
+        let disk = self.disk(volume, &held).await?;
         let seen = self.look(Some(&disk)).await?;
         let found: BTreeSet<_> = seen
             .uses
@@ -253,19 +276,24 @@ fn beginning(text: &str, bytes: usize) -> &str {
 /// The volumes whose paths over a portal were lost, or are back.
 fn by_portal(notices: &[Notice]) -> BTreeMap<(String, bool), BTreeSet<&str>> {
     let mut all: BTreeMap<_, BTreeSet<&str>> = BTreeMap::new();
-    for notice in notices.iter().filter(|notice| notice.change != Change::Misled) {
+    for notice in notices
+        .iter()
+        .filter(|n| matches!(n.change, Change::Lost | Change::Back))
+    {
         let key = (notice.portal.clone(), notice.change == Change::Lost);
         all.entry(key).or_default().insert(&notice.volume);
     }
     all
 }
 
-/// What is told of volumes: each path that leads elsewhere, and of the others the last notice, which has the numbers that hold.
+/// What is told of volumes: each path that leads elsewhere, that I/O fails or no longer does, and of lost and returned paths the last notice,
+/// which has the numbers that hold.
 fn latest(notices: &[Notice]) -> impl Iterator<Item = &Notice> {
-    let (misled, others): (Vec<&Notice>, Vec<&Notice>) =
-        notices.iter().partition(|n| n.change == Change::Misled);
-    let last: BTreeMap<&str, &Notice> = others.into_iter().map(|n| (n.volume.as_str(), n)).collect();
-    misled.into_iter().chain(last.into_values())
+    let (paths, others): (Vec<&Notice>, Vec<&Notice>) = notices
+        .iter()
+        .partition(|n| matches!(n.change, Change::Lost | Change::Back));
+    let last: BTreeMap<&str, &Notice> = paths.into_iter().map(|n| (n.volume.as_str(), n)).collect();
+    others.into_iter().chain(last.into_values())
 }
 
 fn portal_text(portal: &str) -> String {
@@ -295,6 +323,28 @@ fn of_volume(notice: &Notice, node: &str) -> (EventType, &'static str, String) {
                 notice.no_path_retry.explained()
             ),
         ),
+        (Change::Failing, _) => (
+            EventType::Warning,
+            "IoFails",
+            format!(
+                "node {node}: no path was usable for too long: I/O fails now (EIO). File systems may have gone read-only: \
+                 look at the pods once a path is back"
+            ),
+        ),
+        (Change::Recovered, _) => (
+            EventType::Normal,
+            "IoRecovered",
+            format!(
+                "node {node}: I/O goes through again over {usable} of {paths} paths, after some had failed"
+            ),
+        ),
+        (Change::Lost, 1) if paths > 1 => (
+            EventType::Warning,
+            "LastPath",
+            format!(
+                "node {node}: the path over {portal} is lost; I/O goes on over the last of {paths} paths"
+            ),
+        ),
         (Change::Lost, _) => (
             EventType::Warning,
             "PathLost",
@@ -306,7 +356,7 @@ fn of_volume(notice: &Notice, node: &str) -> (EventType, &'static str, String) {
             EventType::Warning,
             "PathLeftOut",
             format!(
-                "node {node}: the path over {portal} was down while the volume grew; it is used again when it is back; \
+                "node {node}: the path over {portal} is down and held the others up: it is out of the map until it is back; \
                  I/O goes on over {usable} other paths"
             ),
         ),
@@ -392,7 +442,20 @@ mod tests {
             ]
         );
         let reasons: Vec<&str> = latest(&all).map(|n| of_volume(n, "n1").1).collect();
-        assert_eq!(reasons, ["WrongDisk", "PathLost", "NoPath"]);
+        assert_eq!(reasons, ["WrongDisk", "LastPath", "NoPath"]);
+        let three = Notice {
+            paths: 3,
+            ..notice("v", Change::Lost, "192.0.2.1:3260", 2)
+        };
+        assert_eq!(of_volume(&three, "n1").1, "PathLost");
+        let failing = [
+            notice("v1", Change::Failing, "", 0),
+            notice("v1", Change::Lost, "192.0.2.1:3260", 0),
+            notice("v1", Change::Recovered, "", 1),
+        ];
+        assert_eq!(by_portal(&failing).len(), 1, "a map has no portal");
+        let reasons: Vec<&str> = latest(&failing).map(|n| of_volume(n, "n1").1).collect();
+        assert_eq!(reasons, ["IoFails", "IoRecovered", "NoPath"]);
         let (kind, _, note) = of_volume(&notice("v", Change::Back, "192.0.2.1:3260", 2), "n1");
         assert_eq!(kind, EventType::Normal);
         assert_eq!(

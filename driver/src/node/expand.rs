@@ -12,6 +12,7 @@ use super::{
     Inner,
     fault::Fault,
     guard::Guard,
+    held::Held,
     view::{self, Top},
 };
 use crate::{
@@ -131,10 +132,10 @@ impl Inner {
         let volume = id.uuid();
         let mount = |source| ExpandError::Mount { volume, source };
         let engine = |source| ExpandError::Engine { volume, source };
-        let map = self.map(volume).await.map_err(engine)?;
-        let map = map.ok_or(ExpandError::NotHere { volume })?;
+        let held = self.held(volume).await.map_err(engine)?;
+        let held = held.ok_or(ExpandError::NotHere { volume })?;
         let path = self.mounter.resolve(&path).await.map_err(mount)?;
-        let disk = view::disk(&self.host, &map).await.map_err(mount)?;
+        let disk = self.disk(volume, &held).await.map_err(mount)?;
         let seen = self.look(Some(&disk)).await.map_err(mount)?;
         // A block volume is nowhere to be seen before it is published: then the staging path alone names it.
         let here = match seen.at(&path) {
@@ -142,11 +143,16 @@ impl Inner {
             Top::Free if seen.uses.iter().all(|u| u.block) && self.is_staging(volume, &path).await => None,
             Top::Free | Top::Foreign(_) => return Err(ExpandError::NotAtPath { volume, path }),
         };
-        let actual = self
-            .engine
-            .resize(&map.wwid, RESIZE)
-            .await
-            .map_err(|e| engine(Fault::build("grow its map", e)))?;
+        let actual = match &held {
+            Held::Map(map) => {
+                let resized = self.engine.resize(&map.wwid, RESIZE).await;
+                resized.map_err(|e| engine(Fault::build("grow its map", e)))?
+            }
+            Held::Single(single) => {
+                let disk = single.disk.as_ref().ok_or(ExpandError::NotHere { volume })?;
+                self.rescan(disk).await.map_err(engine)?
+            }
+        };
         if let Some(required) = range.required.filter(|&r| r > actual) {
             return Err(ExpandError::NotGrown {
                 volume,

@@ -60,6 +60,15 @@ impl Guards {
     }
 }
 
+impl Guards {
+    /// True when somebody has the right to work on it.
+    #[must_use]
+    pub fn busy(&self, volume: Uuid) -> bool {
+        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.contains(&volume)
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         self.guards

@@ -15,6 +15,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::single::SingleDisk;
+
 /// How long a format that was begun may be begun again. A retry comes within minutes; a file that is older says nothing
 /// about today's content of the disk, which may have been used from another node since.
 const FORMAT_VALID: Duration = Duration::from_secs(3600);
@@ -33,6 +35,9 @@ pub struct Entry {
     pub publish_context: HashMap<String, String>,
     /// The stage came to its end.
     pub staged: bool,
+    /// The disk of a volume that is staged without multipathing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub single: Option<SingleDisk>,
     /// When a format of the disk, found blank, was begun and not seen to end: seconds since 1970.
     pub formatting: Option<u64>,
 }
@@ -128,6 +133,7 @@ impl Journal {
                     volume,
                     &Entry {
                         staged: false,
+                        single: None,
                         ..entry
                     },
                 )
@@ -163,7 +169,7 @@ impl Journal {
         })
     }
 
-    fn path(&self, volume: Uuid) -> PathBuf {
+    pub(super) fn path(&self, volume: Uuid) -> PathBuf {
         self.directory.join(format!("{}.json", volume.hyphenated()))
     }
 
@@ -218,6 +224,7 @@ mod tests {
             publish_context: HashMap::from([("lun".into(), "1".into())]),
             staged: false,
             formatting: None,
+            single: None,
         }
     }
 

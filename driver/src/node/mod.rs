@@ -12,14 +12,15 @@
 //! # Layout
 //!
 //! [`service`] speaks gRPC; [`validate`] checks fields; [`stage`], [`unstage`], [`publish`], [`stats`], [`expand`] are
-//! one operation each; [`prepare`] decides about file systems; [`view`] reads the kernel; [`joins`] brings up late
-//! paths; [`transport`] is the seam to iSCSI; [`registration`] speaks with the kubelet, [`events`] tells the cluster; [`run`] is the program.
+//! one operation each; [`held`] says what a volume lies on, a map or, without multipathing, a [`single`] disk; [`prepare`] decides about file
+//! systems; [`view`] reads the mount table; [`joins`] brings up late paths; [`transport`] is the seam to iSCSI; [`switch`] is the node's setting,
+//! read from its annotations; [`registration`] speaks with the kubelet, [`events`] tells the cluster, [`tell`] tells `mpathutil`; [`run`] is the program.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use storagelink_multipath::{Engine, host::Host};
 
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 
 use crate::{
     fabrics::Fabrics,
@@ -27,11 +28,15 @@ use crate::{
     programs::Programs,
 };
 
+mod backstop;
+mod build_single;
 mod build_up;
 mod events;
 mod expand;
 pub mod fault;
 pub mod guard;
+mod held;
+pub mod host_config;
 pub mod info;
 mod iscsi;
 pub mod iscsid;
@@ -40,10 +45,14 @@ pub mod journal;
 pub mod prepare;
 mod publish;
 pub mod registration;
+mod remark;
 mod run;
 mod service;
+mod single;
 mod stage;
 mod stats;
+pub mod switch;
+pub mod tell;
 pub mod transport;
 mod turns;
 mod unstage;
@@ -62,11 +71,17 @@ pub use stats::StatsError;
 pub use unstage::UnstageError;
 
 use guard::Guards;
+use host_config::HostConfig;
 use joins::Joins;
 use journal::{Journal, JournalError};
+use remark::Remark;
+use switch::Switch;
+use tell::Told;
 use transport::Transport;
 use turns::Turns;
 
+/// Directory of device nodes below the state directory.
+const NODES: &str = "dev";
 /// Remarks that a slow listener may be behind.
 const REMARKS: usize = 64;
 
@@ -81,6 +96,12 @@ pub struct Config {
     pub fabrics: Fabrics,
     /// The plugin's state directory.
     pub state_dir: PathBuf,
+    /// Install what keeps others on this host away from our paths and maps.
+    pub host_config: bool,
+    /// When the kernel is to fail I/O without a path by itself, on this whole host.
+    pub backstop: Option<Duration>,
+    /// Volumes are staged with multipathing, as long as the Node does not say otherwise.
+    pub multipathing: bool,
     /// Where a container sees the host's root; `None` when the plugin runs on the host itself.
     pub host_root: Option<PathBuf>,
 }
@@ -115,14 +136,33 @@ struct Inner {
     guards: Guards,
     joins: Joins,
     turns: Turns,
-    /// What an administrator should know about this node, in plain words; heard by whoever tells Events.
-    remarks: broadcast::Sender<String>,
+    /// What an administrator should know, in plain words; heard by whoever tells Events.
+    remarks: broadcast::Sender<Remark>,
+    /// With or without multipathing.
+    switch: Switch,
+    /// What keeps others away.
+    host_config: HostConfig,
+    /// A volume was staged or unstaged.
+    staged: Notify,
+    /// What was last told of the volumes.
+    told: Told,
+    /// This boot of the machine; sequence numbers of disks begin anew with each.
+    boot: String,
 }
 
 impl Node {
     /// Opens the state directory. Nothing of the kernel is touched.
     pub fn new(config: Config, outside: Outside) -> Result<Self, JournalError> {
         let journal = Journal::open(&config.state_dir)?;
+        let switch = Switch::new(&config.state_dir, config.multipathing);
+        let host_config = HostConfig::new(config.host_root.as_deref(), config.host_config);
+        // Made here, so that a volume's end leaves nothing that was not there before.
+        for directory in [storagelink_multipath::told::DIRECTORY, NODES] {
+            let path = config.state_dir.join(directory);
+            std::fs::create_dir_all(&path).map_err(|source| JournalError { path, source })?;
+        }
+        // Without a boot id every record counts as this boot's.
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Ok(Self(Arc::new(Inner {
             config,
             host: outside.host,
@@ -135,6 +175,11 @@ impl Node {
             joins: Joins::default(),
             turns: Turns::default(),
             remarks: broadcast::Sender::new(REMARKS),
+            switch,
+            host_config,
+            staged: Notify::new(),
+            told: Told::default(),
+            boot: boot.trim().to_owned(),
         })))
     }
 }

@@ -14,7 +14,7 @@ use super::{
     fault::Fault,
     guard::Guard,
     validate::{Access, Publish},
-    view::{self, Top},
+    view::Top,
 };
 use crate::{
     codes::Coded,
@@ -171,14 +171,14 @@ impl Inner {
             path: staging.clone(),
             problem,
         };
-        let map = self
-            .map(volume)
+        let held = self
+            .held(volume)
             .await
             .map_err(|source| PublishError::Engine { volume, source })?;
-        let Some(map) = map else {
+        let Some(held) = held else {
             return Err(not_staged("it has no device on this node".to_owned()));
         };
-        let disk = view::disk(&self.host, &map).await.map_err(mount)?;
+        let disk = self.disk(volume, &held).await.map_err(mount)?;
         let seen = self.look(Some(&disk)).await.map_err(mount)?;
         let block = request.capability.access == Access::Block;
         let from = match (seen.at(&staging), &request.capability.access) {
@@ -190,7 +190,7 @@ impl Inner {
                 return Err(not_staged(format!("{} is mounted there", other.source.display())));
             }
         };
-        if !request.read_only && map.read_only {
+        if !request.read_only && held.read_only() {
             return Err(not_staged(
                 "it is staged read-only, and a writable publication was asked for".to_owned(),
             ));
@@ -267,12 +267,12 @@ impl Inner {
         let volume = id.uuid();
         let mount = |source| UnpublishError::Mount { volume, source };
         let target = self.mounter.resolve(&target).await.map_err(mount)?;
-        let map = self
-            .map(volume)
+        let held = self
+            .held(volume)
             .await
             .map_err(|source| UnpublishError::Engine { volume, source })?;
-        let disk = match &map {
-            Some(map) => Some(view::disk(&self.host, map).await.map_err(mount)?),
+        let disk = match &held {
+            Some(held) => Some(self.disk(volume, held).await.map_err(mount)?),
             None => None,
         };
         for _ in 0..STACK {

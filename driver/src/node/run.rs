@@ -13,6 +13,7 @@ use anyhow::Context;
 use storagelink_multipath::{
     Engine, Host,
     engine::{Change, Notice},
+    worker,
 };
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +22,7 @@ use super::{
     Config, Node, NodeService, Outside, events, info, iscsid,
     journal::{Entry, JournalError},
     registration::{self, Registrar},
+    switch::FIRST_ANSWER,
 };
 use crate::{
     attach::iscsi::{self, Initiator},
@@ -68,12 +70,26 @@ pub struct NodeArgs {
     /// A fabric and its networks, <name>=<CIDR>[,<CIDR>]; once for each. The same on every node and in controller.toml.
     #[arg(long)]
     pub fabric: Vec<Fabric>,
+    /// Have the kernel fail I/O of every multipath map of this host, ours or not, so many seconds after the loss of its last path, when no plugin
+    /// does: longer than any volume's noPathRetry.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub no_path_backstop: Option<u32>,
     /// Load the kernel modules that are not loaded yet, with the host's modprobe.
     #[arg(long)]
     pub load_modules: bool,
     /// Tell Kubernetes Events, as the pod's own service account.
     #[arg(long)]
     pub kube_events: bool,
+    /// Stage volumes with multipathing; the Node's annotation storagelink.io/multipathing overrules it.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    pub multipathing: bool,
+    /// Watch this Node's annotations storagelink.io/multipathing and storagelink.io/multipathhandle.
+    #[arg(long)]
+    pub watch_node: bool,
+    /// Install udev rules and a part of multipath's configuration on the host, which keep multipathd, LVM and udisks away from paths and maps of
+    /// this driver; without it, remove those that an earlier plugin installed.
+    #[arg(long)]
+    pub install_host_config: bool,
     /// Address and port for /livez, /readyz and /metrics.
     #[arg(long)]
     pub http_listen: Option<SocketAddr>,
@@ -107,7 +123,7 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
     // After the look: it would find our own.
     let own_iscsid =
         (whose == Iscsid::OfPlugin).then(|| tokio::spawn(iscsid::keep_running(programs.clone())));
-    let host = Host::kernel(args.state_dir.join("dev"));
+    let host = Host::kernel(args.state_dir.join(super::NODES));
     let engine = Engine::new(host.clone());
     let mut attach = iscsi::Config::new(&args.state_dir);
     if let Some(root) = host_root.as_ref().filter(|_| whose == Iscsid::OfHost) {
@@ -129,6 +145,11 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         initiator_name_file,
         fabrics,
         state_dir: args.state_dir,
+        multipathing: args.multipathing,
+        backstop: args
+            .no_path_backstop
+            .map(|seconds| Duration::from_secs(seconds.into())),
+        host_config: args.install_host_config,
         host_root,
     };
     let outside = Outside {
@@ -139,6 +160,7 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         transport: Arc::new(initiator),
     };
     let node = Node::new(config, outside).context("state directory")?;
+    node.0.set_backstop().await;
     // Before the monitor decides anything.
     if let Err(error) = node.recall_policies().await {
         tracing::error!(
@@ -146,6 +168,7 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
             "the volumes' policies are not known: the defaults hold"
         );
     }
+    let warnings = warnings.into_iter().chain(node.configure_host().await).collect();
     // Before anybody calls: a suspended map hangs whatever touches it.
     if let Err(error) = engine.adopt().await {
         tracing::error!(error = chain(&error), "cannot look at this host's maps");
@@ -161,6 +184,8 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         true => tell_events(&node, notices, warnings).await,
         false => None,
     };
+    let watching = annotations(&node, args.watch_node).await;
+    let told = tokio::spawn(node.clone().keep_telling());
     // In the background: nobody has to wait for it.
     let resumed = tokio::spawn({
         let node = node.clone();
@@ -178,7 +203,7 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         let (node, notices) = (node.clone(), engine.listen());
         async move { node.rejoin(notices).await }
     });
-    let metrics = Metrics::of_node(engine.clone());
+    let metrics = Metrics::of_node(engine.clone(), node.told(), node.multipathing());
     let services = Services::new()
         .counted(metrics.calls())
         .with(IdentityService::new(topology).server())
@@ -198,7 +223,12 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         metrics,
     };
     let served = listen.until(stop, &stopping).await;
-    for task in [resumed, rejoined].into_iter().chain(events).chain(own_iscsid) {
+    for task in [resumed, rejoined, told]
+        .into_iter()
+        .chain(events)
+        .chain(watching)
+        .chain(own_iscsid)
+    {
         task.abort();
     }
     if let Err(error) = monitor.await {
@@ -261,7 +291,56 @@ async fn tell_events(
     }
 }
 
+/// Watches the Node's annotations, when that is wanted, and waits a moment for their first state: a volume that is staged right away is then staged
+/// as they say. Otherwise the flag alone decides.
+async fn annotations(node: &Node, wanted: bool) -> Option<tokio::task::JoinHandle<()>> {
+    if !wanted {
+        let node = node.clone();
+        let forget = tokio::task::spawn_blocking(move || node.0.switch.only_the_flag());
+        if let Err(error) = forget.await {
+            tracing::error!(%error, "forgetting the annotation ended unexpectedly");
+        }
+        return None;
+    }
+    let client = match kube::Client::try_default().await {
+        Ok(client) => client,
+        Err(error) => {
+            tracing::warn!(
+                error = chain(&error),
+                "multipathing stays as it is: the cluster is not known"
+            );
+            return None;
+        }
+    };
+    let (heard, first) = tokio::sync::oneshot::channel();
+    let watching = tokio::spawn(node.clone().watch_annotations(client, heard));
+    if tokio::time::timeout(FIRST_ANSWER, first).await.is_err() {
+        tracing::warn!("the API server does not answer: multipathing is as it was");
+    }
+    Some(watching)
+}
+
 impl Node {
+    /// Installs or removes what keeps others away from our paths; what could not be done, in words. The volumes that are here already are
+    /// marked, and udev is told to look at their disks again.
+    async fn configure_host(&self) -> Vec<String> {
+        let config = self.0.host_config.clone();
+        let Ok(errors) = tokio::task::spawn_blocking(move || config.apply()).await else {
+            return Vec::new();
+        };
+        if self.0.host_config.wanted() {
+            for map in self.0.engine.maps().await.unwrap_or_default() {
+                self.0.mark(map.wwid.as_str()).await;
+                for path in map.paths().filter(|path| !path.name.is_empty()) {
+                    let (sysfs, uevent) = (self.0.host.sysfs.clone(), format!("block/{}/uevent", path.name));
+                    drop(worker::run("uevent", MODPROBE, move || sysfs.write(&uevent, "change")).await);
+                }
+            }
+        }
+        let texts = errors.iter().map(|error| chain(error));
+        texts.inspect(|text| tracing::warn!("{text}")).collect()
+    }
+
     /// Goes on from what a predecessor left: brings up paths that are missing, ends sessions that nobody uses.
     pub async fn go_on(&self) {
         self.bring_up_missing().await;

@@ -6,23 +6,26 @@
 
 use std::path::{Path, PathBuf};
 
-use storagelink_multipath::{Map, PathView};
+use storagelink_multipath::engine::ProveError;
 use tonic::Code;
 use uuid::Uuid;
 
 use super::{
     Inner,
+    build_up::PROVE,
     fault::Fault,
     guard::Guard,
+    held::Held,
     journal::{Entry, JournalError},
     prepare::{Disk, PrepareError},
+    single::{Single, SingleDisk},
     transport::TransportError,
     unstage::UnstageError,
     validate::{Access, Stage},
     view::{self, Seen, Top},
 };
 use crate::{
-    codes::Coded,
+    codes::{Coded, chain},
     mount::MountError,
     publish_context::{ContextError, Portal},
 };
@@ -182,7 +185,7 @@ impl Inner {
             guard,
         };
         let before = work.before().await?;
-        if let Before::Done(map) = &before {
+        if let Before::Done(held) = &before {
             // A crash between the mount and the record, or a lost record.
             let noted = self
                 .journal
@@ -198,7 +201,9 @@ impl Inner {
                 self.journal.put(volume, &done).await?;
             }
             // Paths that are missing, since a restart or since ever, are brought up again.
-            if map.paths().filter(|p| !p.name.is_empty()).count() < request.context.portals.len() {
+            if let Held::Map(map) = held
+                && map.paths().filter(|p| !p.name.is_empty()).count() < request.context.portals.len()
+            {
                 work.join(request.context.portals.clone());
             }
             return Ok(());
@@ -211,7 +216,15 @@ impl Inner {
         let _turn = self.turns.take(target).await;
         let mut entry = work.entry(&before);
         self.journal.put(volume, &entry).await?;
-        match work.build_up(&mut entry).await {
+        self.mark(&request.context.wwid).await;
+        // One that is staged keeps what it has: only then is it not new.
+        let multipath = matches!(before, Before::Staged(_)) || self.switch.multipathing();
+        let built = match multipath {
+            true => work.build_up(&mut entry).await,
+            false => work.build_single(&mut entry).await.map(|()| Vec::new()),
+        };
+        self.staged.notify_one();
+        match built {
             Ok(missing) => {
                 work.join(missing);
                 Ok(())
@@ -229,7 +242,7 @@ impl Inner {
 /// What the kernel and the journal show before anything is done.
 enum Before {
     /// It is staged as asked for.
-    Done(Box<Map>),
+    Done(Held),
     /// It is staged as asked for, but no path of it is usable: they are brought up again.
     Staged(Entry),
     /// It is not staged, or a stage of it did not end.
@@ -247,21 +260,28 @@ pub(super) struct Work<'a> {
 
 impl Work<'_> {
     async fn before(&self) -> Result<Before, StageError> {
-        let found = self.node.engine.find_by_volume(&self.volume.to_string()).await;
-        let map = found.map_err(|e| self.engine(Fault::view(e)))?;
+        let held = self.node.held(self.volume).await.map_err(|e| self.engine(e))?;
         let entry = self.node.journal.get(self.volume).await?;
-        let Some(map) = map else {
+        let Some(held) = held else {
             // Another's mount at the staging path must not be covered.
             self.free(&self.look(None).await?)?;
             return Ok(Before::New(entry));
         };
-        if map.wwid.to_string() != self.request.context.wwid {
-            return Err(self.conflict(format!(
-                "with identity {}, not {}",
-                map.wwid, self.request.context.wwid
-            )));
+        let of_record = || {
+            entry
+                .as_ref()
+                .and_then(|e| e.publish_context.get("wwid").cloned())
+        };
+        let wwid = match &held {
+            Held::Map(map) => Some(map.wwid.to_string()),
+            Held::Single(_) => of_record(),
+        };
+        if let Some(wwid) = wwid.filter(|wwid| *wwid != self.request.context.wwid) {
+            return Err(self.conflict(format!("with identity {wwid}, not {}", self.request.context.wwid)));
         }
-        let disk = view::disk(&self.node.host, &map)
+        let disk = self
+            .node
+            .disk(self.volume, &held)
             .await
             .map_err(|e| self.mount(e))?;
         let seen = self.look(Some(&disk)).await?;
@@ -281,27 +301,31 @@ impl Work<'_> {
             },
         };
         let Some(how) = how else {
-            return self.rebuild(map, entry).await;
+            return self.rebuild(held, entry).await;
         };
         if how != self.request.capability.access.name() {
             return Err(self.conflict(format!("as {how}")));
         }
-        // A file system that went read-only after an error is still what was staged: the map tells.
-        if map.read_only != self.request.read_only() {
-            return Err(self.conflict(writable(!map.read_only).to_owned()));
+        // A file system that went read-only after an error is still what was staged: the device tells.
+        if held.read_only() != self.request.read_only() {
+            return Err(self.conflict(writable(!held.read_only()).to_owned()));
         }
-        let usable = !map.suspended && map.paths().any(PathView::is_usable);
-        Ok(if usable {
-            Before::Done(Box::new(map))
+        if let Held::Single(single) = &held {
+            self.still_leads_here(single).await?;
+            return Ok(Before::Done(held));
+        }
+        Ok(if held.is_usable() {
+            Before::Done(held)
         } else {
             Before::Staged(self.merge(entry))
         })
     }
 
-    /// Nobody uses the map. It is taken over as it is, unless it was built for another way of use.
-    async fn rebuild(&self, map: Map, entry: Option<Entry>) -> Result<Before, StageError> {
-        if map.read_only != self.request.read_only() {
-            let down = self.node.tear_down(self.volume, Some(map), entry.as_ref()).await;
+    /// Nobody uses what is there. It is taken over as it is, unless it was built for another way of use.
+    async fn rebuild(&self, held: Held, entry: Option<Entry>) -> Result<Before, StageError> {
+        let other_way = held.is_multipath() != self.node.switch.multipathing();
+        if other_way || held.read_only() != self.request.read_only() {
+            let down = self.node.tear_down(self.volume, Some(held), entry.as_ref()).await;
             down.map_err(|e| StageError::Leftover {
                 volume: self.volume,
                 source: Box::new(e),
@@ -313,7 +337,10 @@ impl Work<'_> {
     fn entry(&self, before: &Before) -> Entry {
         match before {
             Before::Staged(entry) => entry.clone(),
-            Before::Done(_) => self.merge(None),
+            Before::Done(held) => Entry {
+                single: self.record_of(held),
+                ..self.merge(None)
+            },
             Before::New(entry) => Entry {
                 staged: false,
                 ..self.merge(entry.clone())
@@ -336,6 +363,38 @@ impl Work<'_> {
             publish_context: context,
             staged: same.as_ref().is_some_and(|e| e.staged),
             formatting: kept.and_then(|e| e.formatting),
+            single: None,
+        }
+    }
+
+    fn record_of(&self, held: &Held) -> Option<SingleDisk> {
+        let Held::Single(single) = held else { return None };
+        let disk = single.disk.as_ref()?;
+        // What its session's time was before is lost with the record: it keeps what it has.
+        Some(SingleDisk::new(disk, &self.node.boot))
+    }
+
+    /// The one disk of a volume that is staged without multipathing, asked again. One that does not answer cannot be exchanged under a mount.
+    async fn still_leads_here(&self, single: &Single) -> Result<(), StageError> {
+        let (volume, wwid) = (self.volume, self.wwid()?);
+        let no_path = |errors: String| StageError::NoPath {
+            volume,
+            wwid: wwid.to_string(),
+            errors,
+        };
+        let Some(disk) = &single.disk else {
+            return Err(no_path(
+                "its disk is gone; delete the pods that have it, so that it is staged anew".to_owned(),
+            ));
+        };
+        match self.node.engine.prove(disk.hctl, &wwid, PROVE).await {
+            Ok(_) => Ok(()),
+            Err(error @ ProveError::Mismatch { .. }) => Err(StageError::WrongIdentity {
+                volume,
+                wwid: wwid.to_string(),
+                found: chain(&error),
+            }),
+            Err(error) => Err(no_path(chain(&error))),
         }
     }
 
@@ -370,7 +429,7 @@ impl Work<'_> {
         }
     }
 
-    fn conflict(&self, how: String) -> StageError {
+    pub(super) fn conflict(&self, how: String) -> StageError {
         StageError::Conflict {
             volume: self.volume,
             how,

@@ -3,7 +3,7 @@
 //! It must never wait for a dead disk longer than its time limit, and never report another volume's numbers because of
 //! a path alone.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::SystemTime};
 
 use storagelink_multipath::{Map, PathView};
 use storagelink_proto::csi::v1::{
@@ -15,7 +15,9 @@ use uuid::Uuid;
 use super::{
     Inner,
     fault::Fault,
-    view::{self, Top, Use},
+    held::Held,
+    single::Single,
+    view::{Top, Use},
 };
 use crate::{codes::Coded, ids::VolumeId, mount::MountError};
 
@@ -79,20 +81,20 @@ impl Inner {
     ) -> Result<NodeGetVolumeStatsResponse, StatsError> {
         let volume = id.uuid();
         let mount = |source| StatsError::Mount { volume, source };
-        let map = self
-            .map(volume)
+        let held = self
+            .held(volume)
             .await
             .map_err(|source| StatsError::Engine { volume, source })?;
-        let map = map.ok_or(StatsError::NotHere { volume })?;
+        let held = held.ok_or(StatsError::NotHere { volume })?;
         let path = self.mounter.resolve(&path).await.map_err(mount)?;
-        let disk = view::disk(&self.host, &map).await.map_err(mount)?;
+        let disk = self.disk(volume, &held).await.map_err(mount)?;
         let seen = self.look(Some(&disk)).await.map_err(mount)?;
         let Top::Ours(here) = seen.at(&path) else {
             return Err(StatsError::NotAtPath { volume, path });
         };
         let usage = if here.block {
             vec![VolumeUsage {
-                total: signed(map.size_bytes),
+                total: signed(held.size_bytes()),
                 unit: Unit::Bytes.into(),
                 ..VolumeUsage::default()
             }]
@@ -115,7 +117,7 @@ impl Inner {
         };
         Ok(NodeGetVolumeStatsResponse {
             usage,
-            volume_condition: Some(condition(&map, here)),
+            volume_condition: Some(self.condition(&held, here)),
         })
     }
 }
@@ -124,31 +126,80 @@ fn signed(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// What the kernel says of the volume's paths and of its file system.
-fn condition(map: &Map, here: &Use) -> VolumeCondition {
+impl Inner {
+    /// What the kernel says of the volume's paths and of its file system.
+    fn condition(&self, held: &Held, here: &Use) -> VolumeCondition {
+        let paths = match held {
+            Held::Map(map) => {
+                let failed = self
+                    .engine
+                    .ledger()
+                    .of(&map.volume)
+                    .and_then(|known| known.failed_io);
+                of_map(map, failed.and_then(|(_, until)| until))
+            }
+            Held::Single(single) => of_single(single),
+        };
+        let remounted = !here.block && !held.read_only() && has(&here.mount.super_options, "ro");
+        let (abnormal, message) = match paths {
+            // Without a path nothing else matters.
+            paths if !held.is_usable() => paths,
+            _ if remounted => (true, "the file system went read-only after an error".to_owned()),
+            paths => paths,
+        };
+        VolumeCondition { abnormal, message }
+    }
+}
+
+/// `failed_until`: when I/O that had failed for want of a path went through again.
+fn of_map(map: &Map, failed_until: Option<SystemTime>) -> (bool, String) {
     let total = map.paths().count();
     let down: Vec<String> = map.paths().filter(|p| !p.is_usable()).map(label).collect();
-    let remounted = !here.block && !map.read_only && has(&here.mount.super_options, "ro");
-    let (abnormal, message) = if map.suspended {
+    if map.suspended {
         (true, "the multipath map is suspended: I/O waits".to_owned())
     } else if down.len() == total {
         let what = if map.queue_if_no_path {
             "I/O waits"
         } else {
-            "I/O fails"
+            "I/O fails (EIO): none was usable for too long"
         };
         (true, format!("none of {total} paths is usable: {what}"))
-    } else if remounted {
-        (true, "the file system went read-only after an error".to_owned())
     } else if !down.is_empty() {
         (
             true,
             format!("{} of {total} paths are down: {}", down.len(), down.join(", ")),
         )
+    } else if failed_until.is_some() {
+        (
+            false,
+            format!("{total} of {total} paths are usable; I/O had failed for want of a path before"),
+        )
     } else {
         (false, format!("{total} of {total} paths are usable"))
+    }
+}
+
+fn of_single(single: &Single) -> (bool, String) {
+    let Some(disk) = &single.disk else {
+        return (true, "its only path is gone: I/O fails".to_owned());
     };
-    VolumeCondition { abnormal, message }
+    let what = match disk.state.as_str() {
+        "running" => {
+            return (
+                false,
+                "its only path is usable; it is staged without multipathing".to_owned(),
+            );
+        }
+        _ if disk.is_blocked() => "I/O waits",
+        _ => "I/O fails",
+    };
+    (
+        true,
+        format!(
+            "its only path, {} at {}, is {}: {what}",
+            disk.name, disk.hctl, disk.state
+        ),
+    )
 }
 
 /// A path in words: its portal when it has one, its address, its kernel name.

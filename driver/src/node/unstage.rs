@@ -7,7 +7,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use storagelink_multipath::{Map, PathView, engine::RemoveError};
+use storagelink_multipath::{engine::RemoveError, names, worker};
 use tonic::Code;
 use uuid::Uuid;
 
@@ -15,6 +15,7 @@ use super::{
     Inner,
     fault::Fault,
     guard::Guard,
+    held::Held,
     joins::StillJoining,
     journal::{Entry, JournalError},
     transport::TransportError,
@@ -25,6 +26,8 @@ use crate::{codes::Coded, ids::VolumeId, mount::MountError, publish_context::Pub
 /// Time limit of flushing and removing the map. A udev that looks at it lets go within a second; a program that has it
 /// open does not, and is told of.
 const REMOVE: Duration = Duration::from_secs(15);
+/// Time limit of removing a device node.
+const NODE: Duration = Duration::from_secs(10);
 /// More mounts than this on top of one another are not ours.
 const STACK: usize = 16;
 
@@ -131,12 +134,12 @@ impl Inner {
         let mount = |source| UnstageError::Mount { volume, source };
         let staging = self.mounter.resolve(&staging).await.map_err(mount)?;
         let entry = self.journal.get(volume).await?;
-        let map = self
-            .map(volume)
+        let held = self
+            .held(volume)
             .await
             .map_err(|source| UnstageError::Engine { volume, source })?;
-        let disk = match &map {
-            Some(map) => Some(view::disk(&self.host, map).await.map_err(mount)?),
+        let disk = match &held {
+            Some(held) => Some(self.disk(volume, held).await.map_err(mount)?),
             None => None,
         };
         for _ in 0..STACK {
@@ -159,10 +162,7 @@ impl Inner {
                 }
                 Top::Ours(_) => {}
             }
-            if map
-                .as_ref()
-                .is_some_and(|m| m.queue_if_no_path && !m.paths().any(PathView::is_usable))
-            {
+            if held.as_ref().is_some_and(Held::would_wait) {
                 return Err(UnstageError::NoPath { volume });
             }
             match self.mounter.unmount(&staging, guard.clone()).await {
@@ -178,19 +178,25 @@ impl Inner {
         }
         // Only now that nothing keeps the volume here: until then late paths are still of use.
         self.joins.stop(volume).await?;
-        self.tear_down(volume, map, entry.as_ref()).await?;
-        Ok(self.journal.settle(volume).await?)
+        self.tear_down(volume, held, entry.as_ref()).await?;
+        self.journal.settle(volume).await?;
+        self.untell(volume).await;
+        self.staged.notify_one();
+        Ok(())
     }
 
-    /// Removes the map, the SCSI devices and the sessions of a volume that is mounted nowhere.
+    /// Removes the map, if there is one, the SCSI devices and the sessions of a volume that is mounted nowhere.
     pub(super) async fn tear_down(
         &self,
         volume: Uuid,
-        map: Option<Map>,
+        held: Option<Held>,
         entry: Option<&Entry>,
     ) -> Result<(), UnstageError> {
         let mut disks = Vec::new();
-        if let Some(map) = map {
+        if let Some(Held::Single(single)) = &held {
+            disks.extend(self.let_go(volume, single, entry).await?);
+        }
+        if let Some(Held::Map(map)) = held {
             disks = self
                 .engine
                 .remove(&map.wwid, REMOVE)
@@ -210,15 +216,19 @@ impl Inner {
         // read does not keep the rest from being taken away.
         let context = entry.and_then(|e| PublishContext::from_map(&e.publish_context).ok());
         let done = self.transport.detach(&disks, context.as_ref()).await;
-        done.map_err(|source| UnstageError::Transport { volume, source })
-    }
-
-    /// The volume's map.
-    pub(super) async fn map(&self, volume: Uuid) -> Result<Option<Map>, Fault> {
-        self.engine
-            .find_by_volume(&volume.to_string())
-            .await
-            .map_err(Fault::view)
+        done.map_err(|source| UnstageError::Transport { volume, source })?;
+        let (block, name) = (self.host.block.clone(), names::map_name(&volume.to_string()));
+        if let Some(context) = context {
+            self.unmark(&context.wwid).await;
+        }
+        let removed = worker::run("remove-node", NODE, move || block.remove_own_node(&name)).await;
+        match removed {
+            Ok(Ok(())) => {}
+            // Of no harm: it is made anew before it is used.
+            Ok(Err(error)) => tracing::warn!(volume.id = %volume, %error, "cannot remove its device node"),
+            Err(error) => tracing::warn!(volume.id = %volume, %error, "cannot remove its device node"),
+        }
+        Ok(())
     }
 
     /// The mount table, and the volume's mounts in it.

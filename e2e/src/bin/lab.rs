@@ -1,4 +1,4 @@
-//! The lab's command line: `lab check`, `lab suite <name>|all`, `lab kube <name>|all`, `lab demo`.
+//! The lab's command line: `lab check`, `lab suite <name>|all`, `lab kube <name>|all`, `lab demo`, `lab bench <name>`.
 
 use std::process::ExitCode;
 
@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use storagelink_e2e::{
     artifacts::{self, Artifacts},
+    bench::{self, Amount, Bench},
     check, demo, isolate,
     kube::suites::{self as kube, KubeSuite},
     lab::Places,
@@ -30,6 +31,14 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Measure beside the usual way; writes docs/benchmarks.md
+    Bench {
+        /// What
+        #[arg(value_enum)]
+        name: Bench,
+        #[command(flatten)]
+        amount: Amount,
+    },
     /// Boot two guests and prove that fabrics can be cut and healed
     Check,
     /// Run the main job with its output to watch
@@ -64,7 +73,11 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<ExitCode> {
     let Some(state) = isolate::handed_over() else {
-        let artifacts = artifacts::prepare(&artifacts::cache_directory(), arguments.kernel.as_deref())?;
+        let cache = artifacts::cache_directory();
+        let mut artifacts = artifacts::prepare(&cache, arguments.kernel.as_deref())?;
+        if matches!(arguments.command, Command::Bench { .. }) {
+            artifacts.multipath_tools = Some(bench::fetch(&cache)?);
+        }
         return isolate::enter(&serde_json::to_string(&artifacts).context("write the lab's state")?);
     };
     isolate::settle()?;
@@ -81,6 +94,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         .context("start the runtime")?;
     let passed = runtime.block_on(async {
         match &arguments.command {
+            Command::Bench { name, amount } => bench::run(*name, *amount, &artifacts, &places).await,
             Command::Check => check::run(&artifacts, &places).await,
             Command::Demo => demo::run(&artifacts, &places).await,
             Command::Kube { names, images } => {

@@ -2,5 +2,6 @@
 
 pub mod array;
 pub mod inspect;
+pub mod multipathd;
 pub mod node;
 pub mod writer;

@@ -68,6 +68,11 @@ pub async fn start_iscsid(guest: &Guest) -> Result<()> {
 
 /// Starts the node plugin (again); returns a channel to it once its socket accepts.
 pub async fn start_plugin(lab: &Lab, guest: &Guest) -> Result<Channel> {
+    start_plugin_with(lab, guest, &[]).await
+}
+
+/// The same, with more arguments.
+pub async fn start_plugin_with(lab: &Lab, guest: &Guest, more: &[&str]) -> Result<Channel> {
     guest.exec(&["mkdir", "-p", "/run/storagelink", STATE]).await?;
     let endpoint = format!("unix://{NODE_SOCKET}");
     let program = lab.program("storagelink-csi");
@@ -81,6 +86,7 @@ pub async fn start_plugin(lab: &Lab, guest: &Guest) -> Result<Channel> {
         "--state-dir",
         STATE,
     ];
+    let argv: Vec<&str> = argv.into_iter().chain(more.iter().copied()).collect();
     guest.spawn(NODE, &argv, &[]).await?;
     serving(guest, NODE, NODE_SOCKET).await
 }

@@ -32,6 +32,22 @@ pub struct Acknowledged {
 impl Writer {
     /// Starts writing to `target` (file or device) with O_DIRECT, or `mode` "fsync". `name` is free in this guest.
     pub async fn start(lab: &Lab, guest: &Guest, name: &str, target: &str, mode: &str) -> Result<Self> {
+        Self::start_with(lab, guest, name, target, &["--mode", mode]).await
+    }
+
+    /// [`Writer::start`] with O_DIRECT, each job beginning a write every `pace` at most.
+    pub async fn start_paced(
+        lab: &Lab,
+        guest: &Guest,
+        name: &str,
+        target: &str,
+        pace: Duration,
+    ) -> Result<Self> {
+        let pace = pace.as_millis().to_string();
+        Self::start_with(lab, guest, name, target, &["--every-ms", &pace]).await
+    }
+
+    async fn start_with(lab: &Lab, guest: &Guest, name: &str, target: &str, more: &[&str]) -> Result<Self> {
         let seed = (uuid::Uuid::new_v4().as_u128() as u64).to_string();
         let writer = Self {
             name: name.to_owned(),
@@ -40,15 +56,13 @@ impl Writer {
             seed,
         };
         let log = writer.log();
-        let argv = [
-            &writer.program,
+        let mut argv = vec![
+            writer.program.as_str(),
             "write",
             "--target",
             target,
             "--log",
             &log,
-            "--mode",
-            mode,
             "--seed",
             &writer.seed,
             "--blocks",
@@ -56,6 +70,7 @@ impl Writer {
             "--jobs",
             "4",
         ];
+        argv.extend(more);
         guest.spawn(name, &argv, &[]).await?;
         wait::until(
             &format!("{name}: its first write"),

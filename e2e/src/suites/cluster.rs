@@ -114,11 +114,16 @@ pub struct Cluster {
 impl Cluster {
     /// Starts the gateway on the array, a plugin on each node (udev on every second one), the controller on the first.
     pub async fn start(lab: Lab) -> Result<Self> {
+        Self::start_with_udev(lab, |number| number % 2 == 1).await
+    }
+
+    /// [`Cluster::start`] with udev on the nodes that `udev` says.
+    pub async fn start_with_udev(lab: Lab, udev: impl Fn(usize) -> bool) -> Result<Self> {
         array::prepare(lab.array()).await?;
         let array = array::start_gateway(&lab).await?;
         let mut nodes = Vec::new();
         for (number, guest) in lab.nodes().iter().enumerate() {
-            node::prepare(guest, number % 2 == 1).await?;
+            node::prepare(guest, udev(number)).await?;
             let channel = node::start_plugin(&lab, guest).await?;
             let request = limited(NodeGetInfoRequest {});
             let info = NodeClient::new(channel.clone()).node_get_info(request).await;
@@ -345,6 +350,14 @@ impl Cluster {
             Victim::Plugin => Some(node::start_plugin(&self.lab, guest).await?),
         };
         Ok(Reborn { victim, channel })
+    }
+
+    /// SIGKILL of the first node's plugin, then one with these arguments besides the usual ones.
+    pub async fn restart_plugin(&mut self, more: &[&str]) -> Result<()> {
+        self.end(Victim::Plugin).await?;
+        let channel = node::start_plugin_with(&self.lab, self.lab.node(0), more).await?;
+        self.nodes[0].channel = channel;
+        Ok(())
     }
 
     /// Calls go to the fresh program from here on.

@@ -1,15 +1,19 @@
 //! What is proved on real kernels. One lab serves all suites: an array and two nodes, the first without udev, the second
 //! with it, the controller beside the first node's plugin.
 
+pub mod alua;
 pub mod cluster;
 pub mod edges;
 pub mod failover;
 pub mod kill;
 pub mod main_job;
 pub mod many;
+pub mod others;
+pub mod policies;
 pub mod remap;
 pub mod sanity;
 pub mod sharing;
+pub mod switch;
 pub mod tools;
 pub mod volume;
 pub mod wrong_wwid;
@@ -31,6 +35,10 @@ pub enum Suite {
     MainJob,
     /// A path lost silently, by carrier, by reset, under a writer
     Failover,
+    /// An array with a path in standby
+    Alua,
+    /// The multipath parameters of a class
+    Policies,
     /// Two volumes on one target, from one node and from two
     Sharing,
     /// A wrong identity in the publish context
@@ -41,6 +49,10 @@ pub enum Suite {
     Edges,
     /// What an administrator sees: targetcli, mpathutil without the plugin, a volume that grows
     Tools,
+    /// Multipathing off and on again, and what mpathutil explain and the metrics say of a lost path
+    Switch,
+    /// A multipathd that takes every disk, without and with what the plugin installs on the host
+    Others,
     /// Thirty volumes at once on one node
     Many,
     /// csi-sanity on the live sockets
@@ -58,11 +70,15 @@ impl Suite {
             Self::All => vec![
                 Self::MainJob,
                 Self::Failover,
+                Self::Alua,
+                Self::Policies,
                 Self::Sharing,
                 Self::WrongWwid,
                 Self::Remap,
                 Self::Edges,
                 Self::Tools,
+                Self::Switch,
+                Self::Others,
                 Self::Many,
                 Self::Sanity,
                 Self::Kill,
@@ -97,11 +113,15 @@ pub async fn run(suite: Suite, artifacts: &Artifacts, places: &Places) -> Result
         let outcome = match suite {
             Suite::MainJob => main_job::run(&report, &cluster).await,
             Suite::Failover => failover::run(&report, &cluster).await,
+            Suite::Alua => alua::run(&report, &cluster).await,
+            Suite::Policies => policies::run(&report, &cluster).await,
             Suite::Sharing => sharing::run(&report, &cluster).await,
             Suite::WrongWwid => wrong_wwid::run(&report, &cluster).await,
             Suite::Remap => remap::run(&report, &cluster).await,
             Suite::Edges => edges::run(&report, &cluster).await,
             Suite::Tools => tools::run(&report, &mut cluster).await,
+            Suite::Switch => switch::run(&report, &mut cluster).await,
+            Suite::Others => others::run(&report, &mut cluster).await,
             Suite::Many => many::run(&report, &cluster).await,
             Suite::Sanity => sanity::run(&report, &cluster).await,
             Suite::Kill => kill::run(&report, &mut cluster).await,

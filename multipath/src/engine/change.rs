@@ -5,7 +5,10 @@
 //! - a swap that the kernel refuses leaves the map suspended; a second plain resume brings the old table back;
 //! - every swap makes failed paths active again: their marks are sent again at once, and one that leads to another disk is not in the new table.
 
-use super::{BuildError, ProveError, ProvenPath, port_groups};
+use super::{
+    BuildError, ProveError, ProvenPath,
+    port_groups::{self, Port},
+};
 use crate::{
     Host, Policy, ScsiDisk, Wwid,
     alua::arrange,
@@ -107,7 +110,10 @@ impl Change<'_> {
         let members = match self.policy.grouping {
             // Nobody has to be asked.
             PathGrouping::Multibus => port_groups::unknown(paths),
-            _ => port_groups::members(self.host, paths, proven),
+            _ => {
+                let ports: Vec<Port> = proven.iter().map(Port::from).collect();
+                port_groups::members(self.host, paths, &ports)
+            }
         };
         arrange(self.policy.grouping, &members, before)
     }
@@ -219,7 +225,7 @@ impl Change<'_> {
                 return Err(BuildError::PathBlocked {
                     name: self.name.to_owned(),
                     devno: disk.devno,
-                    device: disk.name.clone(),
+                    device: disk.name,
                     state: disk.state,
                 });
             }

@@ -18,7 +18,7 @@ use std::{
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::{
-    Engine, KERNEL_DEADLINE, Map, full,
+    Engine, KERNEL_DEADLINE, Ledger, Map, full,
     kernel_events::{KernelEvents, next_of},
     view,
 };
@@ -71,11 +71,11 @@ impl Engine {
                 search = Instant::now() + SEARCH;
             }
             let (host, last) = (self.host.clone(), std::mem::take(&mut before));
-            let ended = self.connections_ended.clone();
+            let (ended, ledger) = (self.connections_ended.clone(), self.ledger().clone());
             let looked = worker::run("connections", KERNEL_DEADLINE, move || {
                 let look = Look::at(&host, last, searching, searching || links_changed)?;
                 if !look.dead.is_empty() {
-                    ended.fetch_add(end(&host, &look), Ordering::Relaxed);
+                    ended.fetch_add(end(&host, &look, &ledger), Ordering::Relaxed);
                 }
                 io::Result::Ok(look)
             })
@@ -127,6 +127,8 @@ struct Look {
     known: Known,
     /// Sessions whose other end is gone.
     dead: BTreeSet<u32>,
+    /// Those of them whose interface has no carrier.
+    cut: BTreeSet<u32>,
     /// Sessions whose other end has answered just now.
     answered: BTreeSet<u32>,
 }
@@ -157,6 +159,9 @@ impl Look {
             let cut = without_carrier
                 .iter()
                 .any(|local| local.address == connection.local.ip());
+            if cut {
+                look.cut.insert(session);
+            }
             if cut || (answers.retransmits > 0 && answers.last >= SILENT) {
                 look.dead.insert(session);
             } else if answers.last < SILENT {
@@ -168,7 +173,7 @@ impl Look {
 }
 
 /// Ends the dead connections that may be ended; how many those were. Blocking.
-fn end(host: &Host, look: &Look) -> u64 {
+fn end(host: &Host, look: &Look, ledger: &Ledger) -> u64 {
     let maps = match view::maps(host) {
         Ok(maps) => maps,
         Err(error) => {
@@ -195,6 +200,12 @@ fn end(host: &Host, look: &Look) -> u64 {
         match host.network.destroy(connection) {
             Ok(()) => {
                 ended += 1;
+                let why = if look.cut.contains(session) {
+                    "its interface lost its carrier: the connection was ended"
+                } else {
+                    "its portal did not answer for a second: the connection was ended"
+                };
+                ledger.ended(*session, why);
                 tracing::warn!(session, %portal, "the portal does not answer: its connection is ended, other paths carry the I/O");
             }
             Err(error) => {

@@ -131,7 +131,7 @@ pub enum BuildError {
     /// Somebody else uses the disk.
     #[error(
         "{device} is used by {holder} ({uuid}): {}",
-        if uuid.starts_with("mpath-") { "multipathd took it; exclude this array in multipath.conf and flush that map" } else { "it must not be used by anything else on this host" }
+        if uuid.starts_with("mpath-") { "multipathd took it; exclude it there (the chart's node.installHostConfig, or multipath.conf), then flush that map with multipath -f" } else { "it must not be used by anything else on this host" }
     )]
     Held {
         /// Kernel name of the disk.

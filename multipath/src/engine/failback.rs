@@ -38,13 +38,14 @@ impl Engine {
     }
 }
 
-/// Number of the first group that has a usable path, if it comes before the one in use.
+/// Number of the first group that has a usable path, if it comes before the one in use. A group that the kernel could not activate, and therefore
+/// bypasses, is not tried again and again.
 fn better_group(map: &Map) -> Option<u32> {
     let usable = map
         .groups
         .iter()
         .zip(1..)
-        .find(|(group, _)| group.paths.iter().any(PathView::is_usable));
+        .find(|(group, _)| group.state != "disabled" && group.paths.iter().any(PathView::is_usable));
     usable
         .map(|(_, number)| number)
         .filter(|number| *number < map.current_group)

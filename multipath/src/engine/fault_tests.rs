@@ -404,3 +404,37 @@ async fn one_exchanged_path_of_two_leaves_the_map_and_its_device_goes() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn io_that_a_session_would_hold_for_minutes_is_freed_and_the_path_joins_again() {
+    let lab = lab(2).await;
+    lab.engine.build(spec(), lab.proven().await).await.unwrap();
+    let mut notices = lab.engine.listen();
+    lab.kernel.cut(lab.sessions[0], "blocked");
+    lab.watch("its device is gone", |map| {
+        map.paths()
+            .any(|path| path.device_state == "gone" && !path.active)
+    })
+    .await;
+    while notices.recv().await.unwrap().change != Change::LeftOut {}
+    lab.kernel.heal(lab.sessions[0]);
+    scsi_device::scan(lab.engine.host(), &hctl(lab.sessions[0]), SHORT)
+        .await
+        .unwrap();
+    let again = lab
+        .engine
+        .prove(hctl(lab.sessions[0]), &wwid(), SHORT)
+        .await
+        .unwrap();
+    let map = lab.engine.join(&wwid(), again).await.unwrap();
+    assert!(map.paths().count() == 2 && map.paths().all(PathView::is_usable));
+}
+
+#[tokio::test]
+async fn the_only_path_is_not_freed_of_its_io() {
+    let lab = lab(1).await;
+    lab.engine.build(spec(), lab.proven().await).await.unwrap();
+    lab.kernel.cut(lab.sessions[0], "blocked");
+    lab.engine.monitor(tokio::time::sleep(3 * SHORT)).await;
+    assert_eq!(lab.map().await.paths().next().unwrap().device_state, "blocked");
+}

@@ -5,20 +5,22 @@
 //! leaves the table and its SCSI device goes, unless it is the only path: that one stays, failed, and comes back when it leads to the volume
 //! again. A path that gives no answer is the monitor's business.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use tokio::{
-    task::{JoinError, JoinSet},
-    time::Instant,
-};
+use tokio::{task::JoinSet, time::Instant};
 
 use super::{
-    Change, Engine, KERNEL_DEADLINE, Map, PathView, ProveError, ProvenPath, full,
+    Change, Engine, KERNEL_DEADLINE, Map, PathView, ProveError, full,
     kernel_events::{KernelEvents, next_of},
     monitor::{Busy, CHECK, Shared},
-    port_groups::{Pending, SETTLED},
+    port_groups::{Pending, Port, SETTLED},
 };
-use crate::{Hctl, Wwid, scsi_device, worker};
+use crate::{
+    Hctl, Host, Wwid,
+    scsi_device::{self, Place},
+    worker::{self, WorkerError},
+    wwid::{parse_vpd_83, target_port_group},
+};
 
 /// How often each path is asked without a reason: one command of 1 KiB at most.
 #[cfg(not(test))]
@@ -27,8 +29,11 @@ const CYCLE: Duration = Duration::from_secs(30);
 const CYCLE: Duration = Duration::from_millis(100);
 /// Pause after a cycle, however many unit attentions there are: an array that restarts has one for each path.
 const REST: Duration = Duration::from_secs(1);
-/// Paths that are asked at the same time.
+/// Threads that ask at the same time.
 const AT_ONCE: usize = 8;
+/// Paths that one thread asks, one after the other: a thread for each of thousands would cost more than the question. One that hangs puts
+/// those behind it off to the next cycle, where it is left out.
+const BATCH: usize = 16;
 
 impl Engine {
     /// Watches without end.
@@ -72,68 +77,88 @@ impl Engine {
                 return false;
             }
         };
-        let mut asked = JoinSet::new();
-        let mut proven: HashMap<Wwid, Vec<ProvenPath>> = HashMap::new();
-        let mut keep = |answer: Result<Option<ProvenPath>, JoinError>| {
-            if let Ok(Some(path)) = answer {
-                proven.entry(path.wwid.clone()).or_default().push(path);
+        let maps: Vec<Arc<Map>> = maps
+            .into_iter()
+            .filter(|map| !map.suspended)
+            .map(Arc::new)
+            .collect();
+        let mut paths = Vec::new();
+        for map in &maps {
+            let usable = map.paths().filter(|path| path.is_usable());
+            paths.extend(usable.map(|path| (map.clone(), path.clone())));
+        }
+        let mut ports: HashMap<String, Vec<Port>> = HashMap::new();
+        let mut keep = |answers: Vec<(Arc<Map>, Port)>| {
+            for (map, port) in answers {
+                ports.entry(map.name.clone()).or_default().push(port);
             }
         };
-        for map in maps.iter().filter(|map| !map.suspended) {
-            for path in map.paths().filter(|path| path.is_usable()) {
-                // The last one asked still hangs.
-                let Some(busy) = memory.claim(path.devno) else {
-                    continue;
-                };
-                if asked.len() >= AT_ONCE
-                    && let Some(answer) = asked.join_next().await
-                {
-                    keep(answer);
-                }
-                let (engine, map, path) = (self.clone(), map.clone(), path.clone());
-                asked.spawn(async move { engine.prove_path_again(&map, &path, busy).await });
+        let mut asked = JoinSet::new();
+        for batch in paths.chunks(BATCH) {
+            if asked.len() >= AT_ONCE
+                && let Some(Ok(Ok(answers))) = asked.join_next().await
+            {
+                keep(answers);
             }
+            asked.spawn(self.clone().ask(batch.to_vec(), memory.clone()));
         }
-        while let Some(answer) = asked.join_next().await {
-            keep(answer);
+        while let Some(answers) = asked.join_next().await {
+            // Overruns are logged by the worker.
+            keep(answers.ok().and_then(Result::ok).unwrap_or_default());
         }
         pending.retain(|name, _| maps.iter().any(|map| map.name == *name));
         let mut unsettled = false;
         for map in &maps {
-            if let Some(paths) = proven.remove(&map.wwid) {
-                unsettled |= self.follow_array(map, paths, pending).await;
+            if let Some(ports) = ports.remove(&map.name) {
+                unsettled |= self.follow_array(map, ports, pending).await;
             }
         }
         unsettled
     }
 
-    /// The path, if it has proved itself.
-    async fn prove_path_again(&self, map: &Map, path: &PathView, busy: Busy) -> Option<ProvenPath> {
-        let hctl = path.hctl.parse::<Hctl>().ok()?;
-        let (host, wwid) = (self.host.clone(), map.wwid.clone());
-        let proven = worker::run("prove-again", CHECK, move || {
-            (super::prove(&host, hctl, &wwid), busy)
+    /// Asks these paths, one after the other. Answers those that lead to their volume through a port of a target port group.
+    async fn ask(
+        self,
+        batch: Vec<(Arc<Map>, PathView)>,
+        memory: Shared,
+    ) -> Result<Vec<(Arc<Map>, Port)>, WorkerError> {
+        let runtime = tokio::runtime::Handle::current();
+        worker::run("prove-again", CHECK, move || {
+            let mut ports = Vec::new();
+            for (map, path) in batch {
+                // The last one asked still hangs.
+                let Some(busy) = memory.claim(path.devno) else {
+                    continue;
+                };
+                match leads_to(&self.host, &path, &map.wwid) {
+                    Ok(None) => {}
+                    Ok(group) => ports.push((
+                        map,
+                        Port {
+                            path: path.devno,
+                            device: path.name,
+                            group,
+                        },
+                    )),
+                    Err(error @ ProveError::Mismatch { .. }) => {
+                        let engine = self.clone();
+                        runtime.spawn(async move { engine.misled(&map, &path, &error, busy).await });
+                    }
+                    Err(error) => {
+                        tracing::debug!(dm.name = map.name, path = %path.devno, error = full(&error), "path did not say what it is");
+                    }
+                }
+            }
+            ports
         })
-        .await;
-        match proven {
-            // The map holds the disk with this number; another one at the address proves nothing about it.
-            Ok((Ok(proven), _)) => return Some(proven).filter(|proven| proven.disk.devno == path.devno),
-            Ok((Err(error @ ProveError::Mismatch { .. }), busy)) => {
-                self.misled(map, path, &error, busy).await;
-            }
-            Ok((Err(error), _)) => {
-                tracing::debug!(dm.name = map.name, path = %path.devno, error = full(&error), "path did not say what it is");
-            }
-            // Logged by the worker.
-            Err(_) => {}
-        }
-        None
+        .await
     }
 
     /// Keeps I/O away from a path that leads to another disk, and tells of it.
     pub(super) async fn misled(&self, map: &Map, path: &PathView, error: &ProveError, busy: Busy) {
         tracing::error!(dm.name = map.name, wwid = %map.wwid, path = %path.devno, device = path.name, hctl = path.hctl,
             portal = path.portal, error = full(error), "the path leads to another disk: no I/O goes to it");
+        self.ledger().misled(map, path, &full(error));
         if path.active
             && let Err(error) = self.message(map, format!("fail_path {}", path.devno), busy).await
         {
@@ -166,4 +191,23 @@ impl Engine {
         })
         .await?
     }
+}
+
+/// Asks a path that was usable just now for its identity; answers its target port group. Blocking. Most paths are what they are: only for
+/// another answer than the expected one everything about the disk is read, which costs many times the question.
+fn leads_to(host: &Host, path: &PathView, wwid: &Wwid) -> Result<Option<u16>, ProveError> {
+    let here = Place::of(host, path.devno)
+        .filter(|place| place.name == path.name && place.state(host).as_deref() == Some("running"));
+    let page = here.and_then(|place| host.scsi.inquiry_vpd(&place.name, 0x83).ok());
+    let expected = |page: &Vec<u8>| parse_vpd_83(page).is_ok_and(|found| found.contains(wwid));
+    if let Some(page) = page.filter(expected) {
+        return Ok(target_port_group(&page));
+    }
+    let gone = || ProveError::Gone { devno: path.devno };
+    let hctl = path.hctl.parse::<Hctl>().map_err(|_| gone())?;
+    let proven = super::prove(host, hctl, wwid)?;
+    // The map holds the disk with this number; another one at the address proves nothing about it.
+    (proven.disk.devno == path.devno)
+        .then_some(proven.port_group)
+        .ok_or_else(gone)
 }

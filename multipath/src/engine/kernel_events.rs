@@ -20,6 +20,8 @@ use tokio::io::unix::AsyncFd;
 
 /// Multicast group of the kernel's own uevents; 2 is udev's (lib/kobject_uevent.c).
 const UEVENTS: u32 = 1;
+/// `ISCSI_NL_GRP_ISCSID` (include/scsi/iscsi_if.h): what iscsid hears, too.
+const SESSIONS: u32 = 1;
 /// `RTMGRP_LINK` (include/uapi/linux/rtnetlink.h).
 const LINKS: u32 = 1;
 
@@ -54,6 +56,12 @@ impl KernelEvents {
     /// Hears of devices that may have become others, or be reached otherwise, from now on.
     pub(super) fn of_unit_attentions() -> io::Result<Self> {
         Self::open(SockProtocol::NetlinkKObjectUEvent, UEVENTS, may_be_another)
+    }
+
+    /// Hears of iSCSI connections that failed, and of sessions that are made, logged in or gone, from now on. Only the initial network namespace
+    /// is told.
+    pub(super) fn of_sessions() -> io::Result<Self> {
+        Self::open(SockProtocol::NetlinkISCSI, SESSIONS, session_changed)
     }
 
     /// Hears of links that have no carrier from now on, whatever changed of them.
@@ -120,6 +128,16 @@ fn has_any(event: &[u8], marks: &[&[u8]]) -> bool {
     marks
         .iter()
         .any(|mark| event.windows(mark.len()).any(|part| part == *mark))
+}
+
+/// `ISCSI_KEVENT_CONN_ERROR`, `_DESTROY_SESSION`, `_CREATE_SESSION`, `_CONN_LOGIN_STATE` (include/scsi/iscsi_if.h).
+const SESSION_EVENTS: [u32; 4] = [102, 104, 106, 109];
+
+/// `struct nlmsghdr` (16 bytes), then `struct iscsi_uevent`, which begins with its type.
+fn session_changed(message: &[u8]) -> bool {
+    let kind = message.get(16..20).and_then(|word| word.try_into().ok());
+    kind.map(u32::from_ne_bytes)
+        .is_some_and(|kind| SESSION_EVENTS.contains(&kind))
 }
 
 /// `struct nlmsghdr` (16 bytes; length first, type at 4), `struct ifinfomsg` (flags at 8), per message.
@@ -196,6 +214,14 @@ mod tests {
         assert!(link_without_carrier(&down));
         assert!(link_without_carrier(&[up, down].concat()), "the second of two");
         assert!(!link_without_carrier(&link(nix::libc::RTM_DELLINK, 0)));
+    }
+
+    #[test]
+    fn a_connection_error_wakes_and_a_pdu_for_iscsid_does_not() {
+        let event = |kind: u32| [&[0; 16][..], &kind.to_ne_bytes(), &[0; 20]].concat();
+        assert!(session_changed(&event(102)));
+        assert!(!session_changed(&event(101)));
+        assert!(!session_changed(&[102; 10]));
     }
 
     proptest! {

@@ -12,11 +12,13 @@ mod failback;
 mod flapping;
 mod identity;
 mod kernel_events;
+mod ledger;
 mod monitor;
 mod no_path;
 mod notice;
 mod port_groups;
 mod remove;
+mod stuck;
 mod view;
 
 use std::{
@@ -34,6 +36,7 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 pub(crate) use kernel_events::fuzz as fuzz_kernel_event;
 
 pub use error::{BuildError, ProveError, RemoveError};
+pub use ledger::{Ledger, MapRecord, MapState, PathRecord, STALL_BOUNDS};
 pub use monitor::REPAIR_LOOK;
 pub use notice::{Change, Notice};
 pub use view::{GroupView, Map, PathView, maps};
@@ -110,6 +113,7 @@ pub struct Engine {
     connections_ended: Arc<AtomicU64>,
     /// By identity; a map without one has the defaults.
     policies: Arc<Mutex<HashMap<Wwid, Policy>>>,
+    ledger: Ledger,
 }
 
 impl Engine {
@@ -122,6 +126,7 @@ impl Engine {
             notices: tokio::sync::broadcast::Sender::new(notice::BACKLOG),
             connections_ended: Arc::default(),
             policies: Arc::default(),
+            ledger: Ledger::default(),
         }
     }
 
@@ -151,6 +156,12 @@ impl Engine {
 
     fn policies(&self) -> MutexGuard<'_, HashMap<Wwid, Policy>> {
         self.policies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What became of the maps and paths since this process watches them.
+    #[must_use]
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
     }
 
     fn lock_of(&self, wwid: &Wwid) -> Lock {

@@ -1,7 +1,7 @@
 //! Watches the maps: fails paths whose device is not running, and puts paths back to work that can carry I/O again.
 //!
-//! Sleeps until the kernel tells of an event. While some path of a map is not well it looks at that map every [`REPAIR_LOOK`]: the states of SCSI
-//! devices and iSCSI sessions are told by no event. Healthy maps are only seen by the slow [`SWEEP`]. A path comes back only after a TEST UNIT
+//! Sleeps until the kernel tells of an event: of a device, or of a session whose connection failed or is back. While some path of a map is not well
+//! it looks at that map every [`REPAIR_LOOK`]: the states of SCSI devices are told by no event. Healthy maps are only seen by the slow [`SWEEP`]. A path comes back only after a TEST UNIT
 //! READY and a fresh proof of its identity; the last usable path is never failed on suspicion; a map without any fails its I/O after a while
 //! ([`super::no_path`]). Never waits for one map's kernel calls before it
 //! looks at the next, and never has more than one check of a path under way, however long that one hangs.
@@ -56,6 +56,8 @@ pub(super) struct Memory {
     busy: HashSet<DevNo>,
     /// Paths that were checked in vain: how often, and until when they are left alone.
     checked: HashMap<DevNo, (u32, Instant)>,
+    /// Since when a path holds I/O.
+    pub(super) blocked: HashMap<DevNo, Instant>,
     /// Paths that lead to another disk, and were reported.
     misled: HashSet<DevNo>,
     /// Since when a map is suspended.
@@ -112,6 +114,9 @@ impl Engine {
                 None
             }
         };
+        let sessions = KernelEvents::of_sessions()
+            .inspect_err(|error| tracing::warn!(%error, "no events of iSCSI sessions here"))
+            .ok();
         let memory = Shared::default();
         let mut unwell = Vec::new();
         let mut sweep = Instant::now();
@@ -134,6 +139,7 @@ impl Engine {
                 Ok(maps) => {
                     if all {
                         forget(&memory, &maps);
+                        self.ledger().forget(&maps);
                     }
                     unwell = self.tend(&maps, &memory);
                 }
@@ -147,7 +153,12 @@ impl Engine {
             } else {
                 sweep.min(Instant::now() + REPAIR_LOOK)
             };
-            let event = next_of(uevents.as_ref());
+            let event = async {
+                tokio::select! {
+                    event = next_of(uevents.as_ref()) => event,
+                    event = next_of(sessions.as_ref()) => event,
+                }
+            };
             tokio::select! {
                 () = &mut stop => return,
                 () = tokio::time::sleep_until(next) => {}
@@ -178,6 +189,7 @@ impl Engine {
         for map in maps {
             let mut well = !map.suspended;
             if map.suspended {
+                self.ledger().saw(self.host(), map);
                 self.suspended(map, memory);
             } else {
                 memory.get().suspended.remove(&map.name);
@@ -185,6 +197,11 @@ impl Engine {
                 self.bound_queueing(map, memory);
                 well &= !self.fail_back(map, memory);
                 for path in map.paths() {
+                    if path.device_state == "blocked" && others_than(map, path) {
+                        self.free_stuck(map, path, memory);
+                    } else {
+                        memory.get().blocked.remove(&path.devno);
+                    }
                     match (path.active, path.device_state.as_str()) {
                         (true, "running") => {
                             memory.get().checked.remove(&path.devno);
@@ -237,10 +254,7 @@ impl Engine {
 
     /// Keeps new I/O off a path whose device is not running, if another can take it.
     fn suspect(&self, map: &Map, path: &PathView, memory: &Shared) {
-        let others = map
-            .paths()
-            .any(|other| other.devno != path.devno && other.is_usable());
-        if !others {
+        if !others_than(map, path) {
             return;
         }
         let Some(busy) = memory.claim(path.devno) else {
@@ -266,6 +280,8 @@ impl Engine {
             .get(&path.devno)
             .map(|losses| losses.held_until());
         if held.is_some_and(|until| now < until) && map.paths().any(PathView::is_usable) {
+            self.ledger()
+                .waits(map, path, "it comes and goes: held down for a while");
             return;
         }
         let (checks, not_before) = memory.get().checked.get(&path.devno).copied().unwrap_or((0, now));
@@ -289,7 +305,10 @@ impl Engine {
         })
         .await;
         let busy = match proven {
-            Ok((Ok(()), busy)) => busy,
+            Ok((Ok(()), busy)) => {
+                self.ledger().checked(map, path, Ok(()));
+                busy
+            }
             Ok((Err(error @ ProveError::Mismatch { .. }), busy)) => {
                 if memory.get().misled.insert(path.devno) {
                     self.misled(map, path, &error, busy).await;
@@ -297,11 +316,15 @@ impl Engine {
                 return;
             }
             Ok((Err(error), _)) => {
+                self.ledger().checked(map, path, Err(full(&error)));
                 tracing::debug!(dm.name = map.name, path = %path.devno, error = full(&error), "path is not ready");
                 return;
             }
             // Logged by the worker.
-            Err(_) => return,
+            Err(error) => {
+                self.ledger().checked(map, path, Err(full(&error)));
+                return;
+            }
         };
         memory.get().misled.remove(&path.devno);
         match self
@@ -341,6 +364,12 @@ impl Engine {
     }
 }
 
+/// The map has another path that is usable.
+fn others_than(map: &Map, path: &PathView) -> bool {
+    map.paths()
+        .any(|other| other.devno != path.devno && other.is_usable())
+}
+
 /// Drops what concerns paths and maps that are no more.
 fn forget(memory: &Shared, maps: &[Map]) {
     let paths: HashSet<DevNo> = maps
@@ -349,6 +378,7 @@ fn forget(memory: &Shared, maps: &[Map]) {
         .collect();
     let mut memory = memory.get();
     memory.checked.retain(|path, _| paths.contains(path));
+    memory.blocked.retain(|path, _| paths.contains(path));
     memory.misled.retain(|path| paths.contains(path));
     memory.lost.retain(|path, _| paths.contains(path));
     let now = Instant::now();

@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 
 use tokio::{sync::broadcast, time::Instant};
 
-use super::{Engine, Map, PathView, flapping::Losses, monitor::Shared};
+use super::{Engine, Map, MapState, PathView, flapping::Losses, monitor::Shared};
 use crate::{Wwid, policy::NoPathRetry};
 
 /// Notices that a slow listener may be behind.
@@ -20,8 +20,12 @@ pub enum Change {
     Back,
     /// It leads to another disk; no I/O goes to it.
     Misled,
-    /// It was down while the volume grew and is out of the map.
+    /// It is down and out of the map, because it held the others up: I/O that it had taken, or the volume's growth.
     LeftOut,
+    /// No path of the map was usable for too long: its I/O fails. Of the map, not of a path.
+    Failing,
+    /// The map carries I/O again after it had failed some. Of the map, not of a path.
+    Recovered,
 }
 
 /// A path that was lost, is back, leads elsewhere, or was left out.
@@ -59,6 +63,7 @@ impl Engine {
     }
 
     pub(super) fn notice(&self, map: &Map, memory: &Shared) {
+        self.notice_map(map);
         for path in map.paths() {
             let now = Instant::now();
             let mut guard = memory.get();
@@ -79,6 +84,26 @@ impl Engine {
                 let _ = self.notices.send(told);
             }
         }
+    }
+
+    /// Notes how the map is; tells when its I/O begins to fail, and when it no longer does.
+    fn notice_map(&self, map: &Map) {
+        let change = match self.ledger.saw(&self.host, map) {
+            Some((_, MapState::Failing)) => Change::Failing,
+            Some((MapState::Failing, MapState::Well | MapState::Degraded)) => Change::Recovered,
+            _ => return,
+        };
+        // An error: nobody listens.
+        let _ = self.notices.send(Notice {
+            volume: map.volume.clone(),
+            wwid: map.wwid.clone(),
+            change,
+            device: String::new(),
+            portal: String::new(),
+            usable: map.paths().filter(|path| path.is_usable()).count(),
+            paths: map.paths().count(),
+            no_path_retry: self.policy(&map.wwid).no_path_retry,
+        });
     }
 
     /// `names`: of device and portal, where they are not known any more.

@@ -27,6 +27,25 @@ pub(super) const SETTLED: Duration = Duration::from_millis(300);
 /// Orders of groups that have not lasted long enough, by the map's name.
 pub(super) type Pending = HashMap<String, (Vec<Vec<DevNo>>, Instant)>;
 
+/// A path that has just proved that it leads to the volume.
+pub(super) struct Port {
+    pub(super) path: DevNo,
+    /// Kernel name of its disk.
+    pub(super) device: String,
+    /// Target port group of the port that it leads through, where the device names one.
+    pub(super) group: Option<u16>,
+}
+
+impl From<&ProvenPath> for Port {
+    fn from(path: &ProvenPath) -> Self {
+        Self {
+            path: path.disk.devno,
+            device: path.disk.name.clone(),
+            group: path.port_group,
+        }
+    }
+}
+
 /// These paths, of which nothing is known.
 pub(super) fn unknown(paths: &[DevNo]) -> Vec<Member> {
     let member = |devno: &DevNo| Member {
@@ -36,18 +55,15 @@ pub(super) fn unknown(paths: &[DevNo]) -> Vec<Member> {
     paths.iter().map(member).collect()
 }
 
-/// These paths with the state of their target port groups, as one of the proven ones reports it. Blocking.
-pub(super) fn members(host: &Host, paths: &[DevNo], proven: &[ProvenPath]) -> Vec<Member> {
-    let mut speak = proven.iter().filter(|path| path.port_group.is_some());
+/// These paths with the state of their target port groups, as one of the ports reports it. Blocking.
+pub(super) fn members(host: &Host, paths: &[DevNo], ports: &[Port]) -> Vec<Member> {
+    let mut speak = ports.iter().filter(|port| port.group.is_some());
     let groups = speak
-        .find_map(|path| report(host, &path.disk.name))
+        .find_map(|port| report(host, &port.device))
         .unwrap_or_default();
-    let group_of = |devno: DevNo| {
-        let path = proven.iter().find(|path| path.disk.devno == devno)?;
-        groups
-            .iter()
-            .find(|group| Some(group.id) == path.port_group)
-            .copied()
+    let group_of = |path: DevNo| {
+        let port = ports.iter().find(|port| port.path == path)?;
+        groups.iter().find(|group| Some(group.id) == port.group).copied()
     };
     let mut members = unknown(paths);
     for member in &mut members {
@@ -87,21 +103,15 @@ pub(super) fn is_explicit(host: &Host, path: DevNo) -> bool {
 }
 
 impl Engine {
-    /// Has the map follow its array. `proven`: the paths that have proved themselves just now. Answers whether an order waits to settle.
-    pub(super) async fn follow_array(
-        &self,
-        map: &Map,
-        proven: Vec<ProvenPath>,
-        pending: &mut Pending,
-    ) -> bool {
+    /// Has the map follow its array. `ports`: what its paths lead through. Answers whether an order waits to settle.
+    pub(super) async fn follow_array(&self, map: &Map, ports: Vec<Port>, pending: &mut Pending) -> bool {
         let policy = self.policy(&map.wwid);
-        let speaks = proven.iter().any(|path| path.port_group.is_some());
-        if !speaks || policy.grouping == PathGrouping::Multibus {
+        if policy.grouping == PathGrouping::Multibus {
             return false;
         }
         let before = map.layout();
         let (host, paths) = (self.host.clone(), before.concat());
-        let asked = worker::run("port-groups", CHECK, move || members(&host, &paths, &proven)).await;
+        let asked = worker::run("port-groups", CHECK, move || members(&host, &paths, &ports)).await;
         // An error was logged by the worker.
         let Ok(members) = asked else { return false };
         let groups = arrange(policy.grouping, &members, &before);

@@ -1,12 +1,15 @@
 //! What the kernel says of our maps. Reads only; the plugin, the monitor and mpathutil all look through here.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use crate::{
     Host, Wwid,
     host::{DevNo, DmError, DmInfo},
-    iscsi_session, names, scsi_device,
-    status::{GroupState, MultipathStatus},
+    iscsi_session, names,
+    scsi_device::Place,
+    status::{GroupState, MultipathStatus, PathStatus},
     table::MultipathTable,
 };
 
@@ -136,9 +139,9 @@ pub fn maps(host: &Host) -> Result<Vec<Map>, DmError> {
 
 /// The maps of ours that are wanted, by name.
 pub(super) fn those(host: &Host, wanted: impl Fn(&DmInfo) -> bool) -> Result<Vec<Map>, DmError> {
-    let mut maps = Vec::new();
+    let (mut maps, mut portals) = (Vec::new(), Portals::new());
     for info in host.dm.list()?.into_iter().filter(wanted) {
-        maps.extend(map(host, info)?);
+        maps.extend(map(host, info, &mut portals)?);
     }
     maps.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(maps)
@@ -146,17 +149,20 @@ pub(super) fn those(host: &Host, wanted: impl Fn(&DmInfo) -> bool) -> Result<Vec
 
 /// The maps of ours with these names, without a look at any other device.
 pub(super) fn named(host: &Host, names: &[String]) -> Result<Vec<Map>, DmError> {
-    let mut maps = Vec::new();
+    let (mut maps, mut portals) = (Vec::new(), Portals::new());
     for name in names {
         if let Some(info) = host.dm.info(name)? {
-            maps.extend(map(host, info)?);
+            maps.extend(map(host, info, &mut portals)?);
         }
     }
     Ok(maps)
 }
 
+/// The portal of each session that a look has met: many maps share a few sessions.
+type Portals = BTreeMap<u32, String>;
+
 /// The map that `info` names; `None` when it is not ours, or gone meanwhile.
-fn map(host: &Host, info: DmInfo) -> Result<Option<Map>, DmError> {
+fn map(host: &Host, info: DmInfo, portals: &mut Portals) -> Result<Option<Map>, DmError> {
     let (Some(wwid), Some(volume)) = (names::wwid_of(&info.uuid), names::volume_of(&info.name)) else {
         return Ok(None);
     };
@@ -184,11 +190,7 @@ fn map(host: &Host, info: DmInfo) -> Result<Option<Map>, DmError> {
                 GroupState::Enabled => "enabled",
                 GroupState::Disabled => "disabled",
             },
-            paths: group
-                .paths
-                .iter()
-                .map(|p| path(host, p.devno, p.active, p.fail_count))
-                .collect(),
+            paths: group.paths.iter().map(|p| path(host, p, portals)).collect(),
         })
         .collect();
     Ok(Some(Map {
@@ -214,24 +216,28 @@ fn map(host: &Host, info: DmInfo) -> Result<Option<Map>, DmError> {
     }))
 }
 
-fn path(host: &Host, devno: DevNo, active: bool, fail_count: u32) -> PathView {
-    let disk = scsi_device::find_by_devno(host, devno);
-    let (reads, writes) = disk.as_ref().map_or((0, 0), |disk| completed(host, &disk.name));
-    let session = disk.as_ref().and_then(|disk| iscsi_session::of_disk(host, disk));
+/// A few looks at sysfs for each path, whatever else it has to say of a disk: there may be thousands.
+fn path(host: &Host, status: &PathStatus, portals: &mut Portals) -> PathView {
+    let place = Place::of(host, status.devno);
+    let found = place.and_then(|place| Some((place.state(host)?, place)));
+    let (device_state, name, hctl, session) = found.map_or_else(
+        || ("gone".to_owned(), String::new(), String::new(), None),
+        |(state, place)| (state, place.name, place.hctl.to_string(), place.session),
+    );
+    let (reads, writes) = completed(host, &name);
+    let portal = session.map(|session| {
+        let portal = || iscsi_session::portal(host, session).unwrap_or_default();
+        portals.entry(session).or_insert_with(portal).clone()
+    });
     PathView {
-        devno,
-        name: disk.as_ref().map(|disk| disk.name.clone()).unwrap_or_default(),
-        hctl: disk
-            .as_ref()
-            .map(|disk| disk.hctl.to_string())
-            .unwrap_or_default(),
-        active,
-        fail_count,
-        portal: session
-            .and_then(|session| iscsi_session::portal(host, session))
-            .unwrap_or_default(),
+        devno: status.devno,
+        name,
+        hctl,
+        active: status.active,
+        fail_count: status.fail_count,
+        device_state,
+        portal: portal.unwrap_or_default(),
         session,
-        device_state: disk.map_or_else(|| "gone".to_owned(), |disk| disk.state),
         reads,
         writes,
     }

@@ -232,15 +232,35 @@ pub trait Sysfs: Send + Sync {
     fn list(&self, path: &str) -> io::Result<Vec<String>>;
     /// Where a link (or a path through links) ends, relative to the sysfs root.
     fn canonical(&self, path: &str) -> io::Result<String>;
+    /// [`Sysfs::canonical`] by a single look, for a link whose own directory is reached through no link.
+    fn link(&self, path: &str) -> io::Result<String> {
+        self.canonical(path)
+    }
     /// True when the path exists, following links.
     fn exists(&self, path: &str) -> bool;
 }
 
-/// Block devices by number, through nodes that need no udev.
+/// Block devices by number, through nodes that need no udev. A simulation that only reads may leave out what changes something: it is refused then.
 pub trait BlockDevices: Send + Sync {
     /// A path of a device node for this number that this process (and the programs it starts) can open. It makes the
     /// node in the plugin's own directory when `/dev` has none.
     fn node(&self, devno: DevNo, kernel_name: &str) -> io::Result<std::path::PathBuf>;
+    /// Where a node of this name is, or would be, in the plugin's own directory.
+    fn own_path(&self, name: &str) -> std::path::PathBuf {
+        name.into()
+    }
+    /// Makes the node of this name in the plugin's own directory lead to this number.
+    fn own_node(&self, _devno: DevNo, _name: &str) -> io::Result<std::path::PathBuf> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Removes the node of this name from the plugin's own directory; a missing one is fine.
+    fn remove_own_node(&self, _name: &str) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Refuses writes to the whole device, or allows them (BLKROSET).
+    fn set_read_only(&self, _devno: DevNo, _kernel_name: &str, _read_only: bool) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
     /// Size in bytes (BLKGETSIZE64).
     fn size_bytes(&self, devno: DevNo, kernel_name: &str) -> io::Result<u64>;
     /// Writes dirty pages and drops the cache (fsync and BLKFLSBUF).

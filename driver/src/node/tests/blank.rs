@@ -67,6 +67,7 @@ async fn an_old_or_foreign_record_of_a_format_is_no_permission() {
         let mut publish_context = context();
         publish_context.insert("wwid".into(), wwid.into());
         let entry = super::super::journal::Entry {
+            single: None,
             volume_id: VOLUME.into(),
             staging_path: STAGING.into(),
             access: "ext4".into(),

@@ -75,7 +75,11 @@ impl Content {
 
     /// Identity of a map, by its node.
     pub(super) fn wwid_of(&self, node: &str) -> Option<String> {
-        let minor: u32 = node.strip_prefix("/dev/dm-")?.parse().ok()?;
+        let Some(minor) = node.strip_prefix("/dev/dm-") else {
+            let (devno, _) = self.kernel.own_device(node.as_ref())?;
+            return self.kernel.identity(devno).map(|wwid| wwid.to_string());
+        };
+        let minor: u32 = minor.parse().ok()?;
         let maps = self.kernel.host().dm.list().ok()?;
         let map = maps.into_iter().find(|map| map.devno.minor == minor)?;
         map.uuid.strip_prefix("storagelink-").map(str::to_owned)
@@ -86,6 +90,18 @@ impl BlockDevices for Content {
     fn node(&self, devno: DevNo, name: &str) -> io::Result<PathBuf> {
         self.kernel.node(devno, name)
     }
+    fn own_path(&self, name: &str) -> PathBuf {
+        self.kernel.own_path(name)
+    }
+    fn own_node(&self, devno: DevNo, name: &str) -> io::Result<PathBuf> {
+        self.kernel.own_node(devno, name)
+    }
+    fn remove_own_node(&self, name: &str) -> io::Result<()> {
+        self.kernel.remove_own_node(name)
+    }
+    fn set_read_only(&self, devno: DevNo, name: &str, read_only: bool) -> io::Result<()> {
+        self.kernel.set_read_only(devno, name, read_only)
+    }
     fn size_bytes(&self, devno: DevNo, name: &str) -> io::Result<u64> {
         self.kernel.size_bytes(devno, name)
     }
@@ -95,11 +111,10 @@ impl BlockDevices for Content {
     fn read_at(&self, devno: DevNo, name: &str, offset: u64, length: usize) -> io::Result<Vec<u8>> {
         // The kernel says whether a path is usable and where the disk ends.
         self.kernel.read_at(devno, name, offset + length as u64 - 1, 1)?;
-        let wwid = self
-            .wwid_of(&format!("/dev/dm-{}", devno.minor))
-            .ok_or(io::ErrorKind::NotFound)?;
+        let wwid = self.kernel.identity(devno).ok_or(io::ErrorKind::NotFound)?;
+        let wwid = wwid.as_str();
         let mut data = vec![0; length];
-        for (at, byte) in self.snapshot(&wwid).range(offset..offset + length as u64) {
+        for (at, byte) in self.snapshot(wwid).range(offset..offset + length as u64) {
             data[usize::try_from(at - offset).unwrap()] = *byte;
         }
         Ok(data)
@@ -227,6 +242,18 @@ impl Sysfs for Fused {
 impl BlockDevices for Fused {
     fn node(&self, devno: DevNo, name: &str) -> io::Result<PathBuf> {
         self.block()?.node(devno, name)
+    }
+    fn own_path(&self, name: &str) -> PathBuf {
+        self.inner.block.own_path(name)
+    }
+    fn own_node(&self, devno: DevNo, name: &str) -> io::Result<PathBuf> {
+        self.block()?.own_node(devno, name)
+    }
+    fn remove_own_node(&self, name: &str) -> io::Result<()> {
+        self.block()?.remove_own_node(name)
+    }
+    fn set_read_only(&self, devno: DevNo, name: &str, read_only: bool) -> io::Result<()> {
+        self.block()?.set_read_only(devno, name, read_only)
     }
     fn size_bytes(&self, devno: DevNo, name: &str) -> io::Result<u64> {
         self.block()?.size_bytes(devno, name)

@@ -4,6 +4,7 @@ mod blank;
 mod crash;
 mod host;
 mod publishing;
+mod single;
 mod staging;
 mod transport;
 
@@ -13,7 +14,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use storagelink_multipath::{Engine, Map, host::sim::SimKernel};
+use storagelink_multipath::{
+    Engine, Map,
+    host::{BlockDevices as _, sim::SimKernel},
+};
 use storagelink_proto::csi::v1::{
     NodeExpandVolumeRequest, NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse, NodePublishVolumeRequest,
     NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, VolumeCapability,
@@ -150,14 +154,14 @@ impl Lab {
         self.program(Program::E2fsck, |_, _| exits(Program::E2fsck, 1, "repaired"));
         self.program(Program::Resize2fs, |lab, node| {
             let wwid = lab.content.wwid_of(node).unwrap();
-            let size = lab
-                .kernel
-                .host()
-                .dm
-                .table(&format!("storagelink-{VOLUME}"))
-                .unwrap()[0]
-                .length
-                * 512;
+            let table = lab.kernel.host().dm.table(&format!("storagelink-{VOLUME}"));
+            let size = match table {
+                Ok(table) => table[0].length * 512,
+                Err(_) => {
+                    let (devno, _) = lab.kernel.own_device(node.as_ref()).unwrap();
+                    lab.kernel.size_bytes(devno, "").unwrap()
+                }
+            };
             lab.content
                 .write(&wwid, 0, &superblock::sample(FsType::Ext4, size));
             exits(Program::Resize2fs, 0, "")
@@ -209,6 +213,8 @@ impl Lab {
             .unwrap()
             .count();
         assert_eq!(records, 0, "records {when}");
+        let told = storagelink_multipath::told::read(self.state.path());
+        assert_eq!(told, [], "told {when}");
         assert_eq!(self.node.0.joins.running(), 0, "background tasks {when}");
     }
 
@@ -327,6 +333,9 @@ fn plugin(
         node_name: "n1".into(),
         initiator_name_file: "/nowhere".into(),
         state_dir: state.to_owned(),
+        multipathing: true,
+        backstop: None,
+        host_config: false,
         host_root: None,
     };
     let outside = Outside {

@@ -191,7 +191,11 @@ async fn stats_tell_bytes_inodes_and_the_state_of_the_paths() {
     assert!(!well.abnormal && well.message.contains("2 of 2"), "{well:?}");
 
     let first = lab.kernel.sessions(TARGET, "192.0.2.1", 3260)[0];
-    let metrics = crate::metrics::Metrics::of_node(lab.node.0.engine.clone());
+    let metrics = crate::metrics::Metrics::of_node(
+        lab.node.0.engine.clone(),
+        lab.node.told(),
+        lab.node.multipathing(),
+    );
     let paths = async |usable: usize, failed: usize| {
         let text = metrics.text().await.expect("metrics");
         for (state, number) in [("usable", usable), ("failed", failed)] {
@@ -312,4 +316,61 @@ async fn unknown_volumes_are_not_found_and_missing_fields_are_named() {
         Code::NotFound
     );
     assert_eq!(lab.kernel.changes(), 0, "nothing was touched");
+}
+
+#[tokio::test]
+async fn metrics_name_each_path_by_its_portal_and_end_with_their_volume() {
+    let lab = Lab::new();
+    lab.stage(ext4()).await.expect("stages");
+    let engine = lab.node.0.engine.clone();
+    let metrics = crate::metrics::Metrics::of_node(engine.clone(), lab.node.told(), lab.node.multipathing());
+    let first = lab.kernel.sessions(TARGET, "192.0.2.1", 3260)[0];
+    // The monitor looks until `line` is there.
+    let shows = async |lines: &[String]| {
+        let look = async {
+            loop {
+                let text = metrics.text().await.expect("metrics");
+                if lines.iter().all(|line| text.contains(line.as_str())) {
+                    return text;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        tokio::select! {
+            text = look => text,
+            () = engine.monitor(std::future::pending()) => unreachable!(),
+            () = tokio::time::sleep(std::time::Duration::from_secs(20)) => {
+                panic!("{lines:?} is not in\n{}", metrics.text().await.expect("metrics"))
+            }
+        }
+    };
+    let of_path = |name: &str, value: u32| {
+        format!("storagelink_{name}{{volume=\"{VOLUME}\",path=\"192.0.2.1:3260\"}} {value}\n")
+    };
+    let state = |state: &str, value: u32| {
+        format!("storagelink_map_state{{volume=\"{VOLUME}\",state=\"{state}\"}} {value}\n")
+    };
+    let text = shows(&[of_path("path_usable", 1), state("well", 1)]).await;
+    assert!(text.contains("storagelink_multipathing 1\n"), "{text}");
+    assert!(text.contains("storagelink_volumes_pending_restage 0\n"), "{text}");
+    lab.kernel.cut(first, "transport-offline");
+    shows(&[
+        of_path("path_usable", 0),
+        of_path("path_losses_total", 1),
+        state("degraded", 1),
+        state("well", 0),
+    ])
+    .await;
+    lab.kernel.heal(first);
+    let text = shows(&[of_path("path_reinstatements_total", 1), state("well", 1)]).await;
+    assert!(
+        text.contains(&format!(
+            "storagelink_no_path_seconds_count{{volume=\"{VOLUME}\"}} 0\n"
+        )),
+        "{text}"
+    );
+    lab.unstage().await.expect("unstages");
+    engine.ledger().forget(&[]);
+    let text = metrics.text().await.expect("metrics");
+    assert!(!text.contains(VOLUME), "{text}");
 }

@@ -140,8 +140,8 @@ async fn a_volume_with_fewer_paths_than_portals_is_remarked_upon() {
     lab.stage(ext4()).await.expect("one path is enough");
     let remark = remarks.try_recv().expect("a remark");
     assert!(
-        remark.contains(VOLUME) && remark.contains("1 of 2 paths"),
-        "{remark}"
+        remark.note.contains(VOLUME) && remark.note.contains("1 of 2 paths"),
+        "{remark:?}"
     );
     lab.transport.dead.lock().unwrap().clear();
     lab.unstage().await.expect("unstages");

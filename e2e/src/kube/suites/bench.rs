@@ -4,7 +4,6 @@
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    fs,
     time::{Duration, Instant},
 };
 
@@ -13,6 +12,7 @@ use serde_json::json;
 
 use super::many;
 use crate::{
+    figures::{self, Rounds},
     kube::{
         cluster::Cluster,
         objects::{self, Claim, Pod},
@@ -23,27 +23,24 @@ use crate::{
 };
 
 const ROUNDS: usize = 7;
-/// The part of the file that is written here is between these lines.
-const BEGIN: &str = "<!-- make bench-kube: begin -->";
-const END: &str = "<!-- make bench-kube: end -->";
 
 /// One row: what was measured, and every round of it.
-struct Row(&'static str, Vec<Duration>);
+struct Row(&'static str, Rounds);
 
 /// Measures and writes.
 pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     let mut rows = [
-        Row("pod with an emptyDir: created to Ready", Vec::new()),
-        Row("claim: created to Bound", Vec::new()),
+        Row("pod with an emptyDir: created to Ready", Rounds::default()),
+        Row("claim: created to Bound", Rounds::default()),
         Row(
             "pod with the new volume (ext4 is made): created to Ready",
-            Vec::new(),
+            Rounds::default(),
         ),
         Row(
             "pod with the same volume, second start: created to Ready",
-            Vec::new(),
+            Rounds::default(),
         ),
-        Row("pod with a volume: deleted to gone", Vec::new()),
+        Row("pod with a volume: deleted to gone", Rounds::default()),
     ];
     for round in 0..ROUNDS {
         report
@@ -57,19 +54,10 @@ pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     }
     let memory = memory(cluster).await?;
     let times = many::run(report, cluster).await?;
-    let file = cluster.prepared.checkout.join("docs/benchmarks.md");
     let date = output(&["date", "-u", "+%F"]).await?;
     let part = part(&rows, &memory, &times, date.trim());
     report.note_lines(&part);
-    let old = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
-    let (before, rest) = old
-        .split_once(BEGIN)
-        .context("docs/benchmarks.md has no place for it")?;
-    let (_, after) = rest
-        .split_once(END)
-        .context("docs/benchmarks.md has no end of it")?;
-    fs::write(&file, format!("{before}{BEGIN}\n{part}{END}{after}"))
-        .with_context(|| format!("write {}", file.display()))
+    figures::write("make bench-kube", &part)
 }
 
 /// One round, each figure in the order of the rows.
@@ -138,11 +126,12 @@ fn part(rows: &[Row], memory: &BTreeMap<String, u64>, times: &many::Times, date:
          | | median | worst |\n| --- | --- | --- |\n"
     );
     for Row(name, rounds) in rows {
-        let mut sorted = rounds.clone();
-        sorted.sort_unstable();
-        let median = sorted.get(sorted.len() / 2).copied().unwrap_or_default();
-        let worst = sorted.last().copied().unwrap_or_default();
-        let _ = writeln!(text, "| {name} | {} | {} |", seconds(median), seconds(worst));
+        let _ = writeln!(
+            text,
+            "| {name} | {} | {} |",
+            seconds(rounds.median()),
+            seconds(rounds.worst())
+        );
     }
     let _ = writeln!(
         text,

@@ -97,7 +97,10 @@ async fn doctors(cluster: &Cluster) -> Result<()> {
     cluster.install(&cluster.values()).await?;
     let (exit, all) = without?;
     ensure!(
-        exit == 1 && all.contains("may not create events.events.k8s.io, get persistentvolumes, list pods"),
+        exit == 1
+            && all.contains(
+                "may not create events.events.k8s.io, get persistentvolumes, list pods, watch nodes"
+            ),
         "{all}"
     );
     let (exit, all) = doctor(cluster).await?;

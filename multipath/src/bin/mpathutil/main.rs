@@ -1,28 +1,41 @@
 //! `mpathutil`: shows the multipath maps of this host, as the kernel has them.
 //!
-//! Works with the node plugin down and changes nothing. `list` names the maps, `status` shows their paths.
+//! Works with the node plugin down and changes nothing. `list` names the volumes, `status` shows their paths, `explain` adds what the
+//! node plugin has told of one volume: why its paths are as they are, and since when.
 
+mod explain;
 mod show;
+mod time;
 
-use std::{io::Write, process::ExitCode};
+use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueEnum};
-use storagelink_multipath::{Host, engine};
+use storagelink_multipath::{Host, engine, told};
 
 /// Shows the multipath maps of storagelink-csi on this host.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
+    /// The node plugin's state directory: what it tells of its volumes is in there.
+    #[arg(long, global = true, default_value = "/var/lib/storagelink-csi")]
+    state_dir: PathBuf,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// One line for each map: its name and the identity of its volume.
+    /// One line for each volume: its name and its identity.
     List(Output),
     /// The maps with their path groups and paths.
     Status(Output),
+    /// One volume, down to each path: why it is as it is, and since when.
+    Explain {
+        /// The CSI volume id, its UUID part, the name of the map, or the identity (WWID).
+        volume: String,
+        #[command(flatten)]
+        output: Output,
+    },
 }
 
 #[derive(clap::Args)]
@@ -36,7 +49,7 @@ struct Output {
 enum Format {
     /// For people.
     Text,
-    /// For programs: an array of maps.
+    /// For programs: an array of volumes; one object of `explain`.
     Json,
 }
 
@@ -49,15 +62,24 @@ fn run(arguments: &Arguments) -> Result<String, String> {
         Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => vec![],
         Err(error) => return Err(format!("{error}: {}", error.source)),
     };
-    let (format, text): (Format, fn(&[storagelink_multipath::Map]) -> String) = match &arguments.command {
-        Command::List(output) => (output.output, show::list),
-        Command::Status(output) => (output.output, show::status),
+    let told = told::read(&arguments.state_dir);
+    let json = |value: serde_json::Result<String>| match value {
+        Ok(json) => Ok(json + "\n"),
+        Err(error) => Err(error.to_string()),
     };
-    match format {
-        Format::Text => Ok(text(&maps)),
-        Format::Json => serde_json::to_string_pretty(&maps)
-            .map(|json| json + "\n")
-            .map_err(|error| error.to_string()),
+    match &arguments.command {
+        Command::List(output) | Command::Status(output) if matches!(output.output, Format::Json) => {
+            json(serde_json::to_string_pretty(&show::all(&maps, &told)))
+        }
+        Command::List(_) => Ok(show::list(&maps, &told)),
+        Command::Status(_) => Ok(show::status(&maps, &told)),
+        Command::Explain { volume, output } => {
+            let found = explain::find(&host, &maps, &told, volume)?;
+            match output.output {
+                Format::Text => Ok(explain::text(&found, time::now_ms())),
+                Format::Json => json(serde_json::to_string_pretty(&found)),
+            }
+        }
     }
 }
 

@@ -1,20 +1,78 @@
-//! How maps look to people.
+//! How all volumes look to people and to programs.
 
 use std::fmt::Write;
 
-use storagelink_multipath::{Map, PathView};
+use serde::Serialize;
+use storagelink_multipath::{Map, PathView, names, told::Volume};
 
-/// `<name>  <wwid>`, one map a line.
-pub(crate) fn list(maps: &[Map]) -> String {
-    maps.iter().fold(String::new(), |mut text, map| {
+/// A volume of this host.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(crate) enum Shown<'a> {
+    /// Over a map.
+    Map {
+        /// As the kernel shows it.
+        #[serde(flatten)]
+        map: &'a Map,
+        /// The node's setting is another one now.
+        pending_restage: bool,
+    },
+    /// Without multipathing, over one disk.
+    Single {
+        /// Name, as that of a map.
+        name: String,
+        /// As the node plugin told.
+        #[serde(flatten)]
+        volume: &'a Volume,
+    },
+}
+
+/// Volumes that are told of and have no map.
+pub(crate) fn singles<'a>(maps: &[Map], told: &'a [Volume]) -> Vec<&'a Volume> {
+    let mapped = |volume: &Volume| maps.iter().any(|map| map.volume == volume.volume);
+    told.iter()
+        .filter(|volume| volume.disk.is_some() && !mapped(volume))
+        .collect()
+}
+
+fn pending(map: &Map, told: &[Volume]) -> bool {
+    told.iter()
+        .any(|volume| volume.volume == map.volume && volume.pending_restage)
+}
+
+/// Everything, for programs.
+pub(crate) fn all<'a>(maps: &'a [Map], told: &'a [Volume]) -> Vec<Shown<'a>> {
+    let maps_shown = maps.iter().map(|map| Shown::Map {
+        map,
+        pending_restage: pending(map, told),
+    });
+    let singles = singles(maps, told).into_iter().map(|volume| Shown::Single {
+        name: names::map_name(&volume.volume),
+        volume,
+    });
+    maps_shown.chain(singles).collect()
+}
+
+fn mark(pending: bool) -> &'static str {
+    if pending { "  pending restage" } else { "" }
+}
+
+/// `<name>  <wwid>`, one volume a line, and what is out of the ordinary with it.
+pub(crate) fn list(maps: &[Map], told: &[Volume]) -> String {
+    let mut text = maps.iter().fold(String::new(), |mut text, map| {
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{}  {}", map.name, map.wwid);
+        let _ = writeln!(text, "{}  {}{}", map.name, map.wwid, mark(pending(map, told)));
         text
-    })
+    });
+    for volume in singles(maps, told) {
+        let (name, pending) = (names::map_name(&volume.volume), mark(volume.pending_restage));
+        let _ = writeln!(text, "{name}  {}  without multipathing{pending}", volume.wwid);
+    }
+    text
 }
 
 /// Each map with its groups and paths, the paths in columns.
-pub(crate) fn status(maps: &[Map]) -> String {
+pub(crate) fn status(maps: &[Map], told: &[Volume]) -> String {
     let mut text = String::new();
     for map in maps {
         let usable = map.paths().filter(|path| path.is_usable()).count();
@@ -32,6 +90,9 @@ pub(crate) fn status(maps: &[Map]) -> String {
         if !map.live_table {
             marks.push("NO TABLE");
         }
+        if pending(map, told) {
+            marks.push("pending restage");
+        }
         let _ = writeln!(text, "{}  {}", map.name, map.wwid);
         let _ = writeln!(
             text,
@@ -45,6 +106,21 @@ pub(crate) fn status(maps: &[Map]) -> String {
             let _ = writeln!(text, "  group {}  {}", group.state, map.selector);
             text.push_str(&columns(&group.paths));
         }
+    }
+    for volume in singles(maps, told) {
+        let Some(disk) = &volume.disk else { continue };
+        let (name, pending) = (names::map_name(&volume.volume), mark(volume.pending_restage));
+        let _ = writeln!(text, "{name}  {}", volume.wwid);
+        let _ = writeln!(text, "  without multipathing{pending}");
+        let _ = writeln!(
+            text,
+            "    {}  {}  {}  {}  {}",
+            disk.hctl,
+            disk.device,
+            disk.devno,
+            disk.state,
+            or_dash(&disk.portal)
+        );
     }
     text
 }
@@ -79,7 +155,7 @@ fn columns(paths: &[PathView]) -> String {
     })
 }
 
-fn or_dash(text: &str) -> String {
+pub(crate) fn or_dash(text: &str) -> String {
     if text.is_empty() {
         "-".to_owned()
     } else {
@@ -88,7 +164,7 @@ fn or_dash(text: &str) -> String {
 }
 
 /// Binary units, as storage administrators count LUNs.
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     let units = [
         ("TiB", 1u64 << 40),
         ("GiB", 1 << 30),
@@ -104,11 +180,11 @@ fn size(bytes: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use storagelink_multipath::{engine::GroupView, host::DevNo};
 
-    fn map() -> Map {
+    pub(crate) fn map() -> Map {
         let path = |minor: u32, active: bool| PathView {
             devno: DevNo { major: 8, minor },
             name: format!("sd{}", if minor == 0 { "a" } else { "b" }),
@@ -146,7 +222,7 @@ mod tests {
     #[test]
     fn an_administrator_reads_state_and_counters_of_each_path() {
         assert_eq!(
-            status(&[map()]),
+            status(&[map()], &[]),
             "storagelink-v  naa.6001405123456789abc4def812345678\n  \
                dm-3  1.50 GiB  open 1  1 of 2 paths usable  queue_if_no_path\n  \
                group active  round-robin\n    \
@@ -154,15 +230,62 @@ mod tests {
                  3:0:0:1  sdb  8:16  failed  transport-offline  198.18.1.1:3260  failures 1  reads 10  writes 200\n"
         );
         assert_eq!(
-            list(&[map()]),
+            list(&[map()], &[]),
             "storagelink-v  naa.6001405123456789abc4def812345678\n"
         );
-        assert_eq!(status(&[]), "");
+        assert_eq!(status(&[], &[]), "");
+    }
+
+    pub(crate) fn single(name: &str) -> Volume {
+        Volume {
+            volume_id: format!("{name}@array"),
+            volume: name.to_owned(),
+            wwid: "naa.6001405ffffffffffffffffffffffff0".to_owned(),
+            multipathing: false,
+            pending_restage: true,
+            disk: Some(storagelink_multipath::told::Disk {
+                device: "sdc".to_owned(),
+                hctl: "4:0:0:2".to_owned(),
+                devno: "8:32".to_owned(),
+                diskseq: 9,
+                portal: "198.18.0.1:3260".to_owned(),
+                state: "running".to_owned(),
+                since_ms: 0,
+            }),
+            map: None,
+        }
+    }
+
+    #[test]
+    fn what_is_staged_otherwise_than_wanted_is_pending() {
+        let mapped = Volume {
+            disk: None,
+            multipathing: true,
+            ..single("v")
+        };
+        let told = [mapped, single("w")];
+        assert_eq!(
+            list(&[map()], &told),
+            "storagelink-v  naa.6001405123456789abc4def812345678  pending restage\n\
+             storagelink-w  naa.6001405ffffffffffffffffffffffff0  without multipathing  pending restage\n"
+        );
+        let status = status(&[map()], &told);
+        assert!(status.contains("queue_if_no_path pending restage\n"), "{status}");
+        assert!(
+            status.contains("    4:0:0:2  sdc  8:32  running  198.18.0.1:3260\n"),
+            "{status}"
+        );
+        let json = serde_json::to_value(all(&[map()], &told)).unwrap();
+        assert_eq!(json[0]["pending_restage"], true);
+        assert_eq!(json[1]["disk"]["device"], "sdc");
+        // A volume that has a map is shown by the kernel, whatever an old file says.
+        assert_eq!(list(&[map()], &[single("v")]).lines().count(), 1);
     }
 
     #[test]
     fn programs_get_the_same_as_json() {
-        let json = serde_json::to_value([map()]).unwrap();
+        let maps = [map()];
+        let json = serde_json::to_value(all(&maps, &[])).unwrap();
         assert_eq!(json[0]["groups"][0]["paths"][1]["active"], false);
         assert_eq!(json[0]["devno"], "253:3");
         assert_eq!(json[0]["wwid"], "naa.6001405123456789abc4def812345678");

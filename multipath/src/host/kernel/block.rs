@@ -18,6 +18,7 @@ use crate::host::{BlockDevices, DevNo};
 // include/uapi/linux/fs.h
 nix::ioctl_read!(blkgetsize64, 0x12, 114, u64);
 nix::ioctl_none!(blkflsbuf, 0x12, 97);
+nix::ioctl_write_ptr_bad!(blkroset, nix::request_code_none!(0x12, 93), i32);
 
 /// Devices of this machine; nodes that /dev lacks are made in a directory of the plugin's own.
 #[derive(Clone, Debug)]
@@ -31,6 +32,25 @@ impl KernelBlockDevices {
         Self {
             directory: directory.into(),
         }
+    }
+
+    /// Makes, or puts right, the node of this name in the plugin's own directory.
+    fn make(&self, devno: DevNo, name: &str) -> io::Result<PathBuf> {
+        fs::create_dir_all(&self.directory)?;
+        fs::set_permissions(&self.directory, fs::Permissions::from_mode(0o700))?;
+        let own = self.directory.join(name);
+        if !is_node_of(&own, devno) {
+            match fs::remove_file(&own) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let number = makedev(devno.major.into(), devno.minor.into());
+            match mknod(&own, SFlag::S_IFBLK, Mode::S_IRUSR | Mode::S_IWUSR, number) {
+                Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(own)
     }
 
     fn open(&self, devno: DevNo, kernel_name: &str, write: bool, flags: i32) -> io::Result<File> {
@@ -55,21 +75,30 @@ impl BlockDevices for KernelBlockDevices {
         if is_node_of(&usual, devno) {
             return Ok(usual);
         }
-        fs::create_dir_all(&self.directory)?;
-        fs::set_permissions(&self.directory, fs::Permissions::from_mode(0o700))?;
-        let own = self.directory.join(format!("{}-{}", devno.major, devno.minor));
-        if !is_node_of(&own, devno) {
-            match fs::remove_file(&own) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let number = makedev(devno.major.into(), devno.minor.into());
-            match mknod(&own, SFlag::S_IFBLK, Mode::S_IRUSR | Mode::S_IWUSR, number) {
-                Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
-                Err(errno) => return Err(errno.into()),
-            }
+        self.make(devno, &format!("{}-{}", devno.major, devno.minor))
+    }
+
+    fn own_path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    fn own_node(&self, devno: DevNo, name: &str) -> io::Result<PathBuf> {
+        self.make(devno, name)
+    }
+
+    fn remove_own_node(&self, name: &str) -> io::Result<()> {
+        match fs::remove_file(self.own_path(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
         }
-        Ok(own)
+    }
+
+    fn set_read_only(&self, devno: DevNo, kernel_name: &str, read_only: bool) -> io::Result<()> {
+        let file = self.open(devno, kernel_name, false, nix::libc::O_NONBLOCK)?;
+        let value = i32::from(read_only);
+        // SAFETY: BLKROSET reads one int from the place given.
+        unsafe { blkroset(file.as_raw_fd(), &raw const value) }?;
+        Ok(())
     }
 
     fn size_bytes(&self, devno: DevNo, kernel_name: &str) -> io::Result<u64> {

@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use crate::host::Sysfs;
@@ -23,7 +23,7 @@ impl KernelSysfs {
         let relative = path.trim_start_matches('/');
         if Path::new(relative)
             .components()
-            .any(|part| !matches!(part, std::path::Component::Normal(_)))
+            .any(|part| !matches!(part, Component::Normal(_)))
         {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -70,6 +70,21 @@ impl Sysfs for KernelSysfs {
             .ok_or_else(|| io::Error::other("a name in sysfs is not UTF-8"))
     }
 
+    fn link(&self, path: &str) -> io::Result<String> {
+        let target = fs::read_link(self.path(path)?)?;
+        let beyond = || io::Error::other(format!("`{path}` leads to {}", target.display()));
+        let mut parts: Vec<&str> = path.split('/').collect();
+        parts.pop();
+        for part in target.components() {
+            match part {
+                Component::ParentDir => drop(parts.pop().ok_or_else(beyond)?),
+                Component::Normal(name) => parts.push(name.to_str().ok_or_else(beyond)?),
+                _ => return Err(beyond()),
+            }
+        }
+        Ok(parts.join("/"))
+    }
+
     fn exists(&self, path: &str) -> bool {
         self.path(path).is_ok_and(|path| path.exists())
     }
@@ -89,6 +104,10 @@ mod tests {
         let sysfs = KernelSysfs::new(root.path());
         assert_eq!(sysfs.read("block/sda/size").unwrap(), "2048");
         assert_eq!(sysfs.canonical("block/sda").unwrap(), "devices/a");
+        assert_eq!(sysfs.link("block/sda").unwrap(), "devices/a");
+        std::os::unix::fs::symlink("../../up", root.path().join("block/out")).unwrap();
+        assert!(sysfs.link("block/out").is_err(), "out of sysfs");
+        fs::remove_file(root.path().join("block/out")).unwrap();
         assert_eq!(sysfs.list("block").unwrap(), ["sda"]);
         sysfs.write("block/sda/size", "4096").unwrap();
         assert_eq!(sysfs.read("devices/a/size").unwrap(), "4096");

@@ -39,6 +39,8 @@ struct Session {
     address: String,
     port: u16,
     state: &'static str,
+    /// Seconds after a loss until waiting I/O fails, when somebody set it.
+    recovery_tmo: Option<u32>,
     /// How often it was logged in.
     logins: u32,
     /// Its other end does not answer.
@@ -66,6 +68,8 @@ struct Disk {
     diskseq: u64,
     /// Size when it was scanned or rescanned last.
     size_bytes: u64,
+    /// Writes are refused (BLKROSET).
+    read_only: bool,
     /// The moment at which it was blocked, while it is.
     blocked: Option<u64>,
     /// I/O was in flight when it was blocked: it does not come back before the state changes.
@@ -121,6 +125,8 @@ struct State {
     /// Bytes written, by identity and offset.
     data: HashMap<(Wwid, u64), u8>,
     next: u32,
+    /// Seconds until a map without a path fails its I/O by itself, as the module's parameter says.
+    queue_timeout: u64,
     /// Faults to come: operation and errno, each used once.
     faults: Vec<(String, i32)>,
     /// Operations that hang, with the calls that do.
@@ -129,6 +135,8 @@ struct State {
     fuse: Option<usize>,
     /// Changing calls so far.
     changes: usize,
+    /// Device nodes in the plugin's own directory.
+    nodes: BTreeMap<PathBuf, DevNo>,
     /// The process that lives; calls of earlier ones do nothing.
     process: u32,
     /// Counted by [`SimKernel::tick`].
@@ -295,6 +303,7 @@ impl SimKernel {
             address: address.to_owned(),
             port,
             state: "LOGGED_IN",
+            recovery_tmo: None,
             logins: 1,
             silent: false,
             unplugged: false,
@@ -353,6 +362,27 @@ impl SimKernel {
         self.state().maps.keys().cloned().collect()
     }
 
+    /// The device behind a node in the plugin's own directory, and whether it refuses writes.
+    #[must_use]
+    pub fn own_device(&self, node: &std::path::Path) -> Option<(DevNo, bool)> {
+        let state = self.state();
+        let devno = *state.nodes.get(node)?;
+        let (_, disk) = state.disk_by_devno(devno)?;
+        Some((devno, disk.read_only))
+    }
+
+    /// Identity of what answers behind a block device now.
+    #[must_use]
+    pub fn identity(&self, devno: DevNo) -> Option<Wwid> {
+        self.state().identity(devno).map(|(wwid, _)| wwid)
+    }
+
+    /// The time that was set for a session to come back before its I/O fails, in seconds.
+    #[must_use]
+    pub fn recovery_tmo(&self, session: u32) -> Option<u32> {
+        self.state().sessions.get(&session)?.recovery_tmo
+    }
+
     /// Holds a map open, or closes it.
     pub fn set_open_count(&self, map: &str, count: u32) {
         let mut state = self.state();
@@ -379,6 +409,34 @@ fn killed() -> io::Error {
 impl BlockDevices for SimKernel {
     fn node(&self, _: DevNo, kernel_name: &str) -> io::Result<PathBuf> {
         Ok(PathBuf::from("/dev").join(kernel_name))
+    }
+
+    fn own_path(&self, name: &str) -> PathBuf {
+        PathBuf::from("/state/dev").join(name)
+    }
+
+    fn own_node(&self, devno: DevNo, name: &str) -> io::Result<PathBuf> {
+        let mut state = self.state();
+        state.change("MKNOD")?;
+        let node = self.own_path(name);
+        state.nodes.insert(node.clone(), devno);
+        Ok(node)
+    }
+
+    fn remove_own_node(&self, name: &str) -> io::Result<()> {
+        let mut state = self.state();
+        state.change("UNLINK")?;
+        state.nodes.remove(&self.own_path(name));
+        Ok(())
+    }
+
+    fn set_read_only(&self, devno: DevNo, _: &str, read_only: bool) -> io::Result<()> {
+        let mut state = self.state();
+        state.change("BLKROSET")?;
+        let disk = state.disks.values_mut().find(|disk| disk.devno == devno);
+        let disk = disk.ok_or_else(|| io::Error::from_raw_os_error(nix::libc::ENXIO))?;
+        disk.read_only = read_only;
+        Ok(())
     }
 
     fn size_bytes(&self, devno: DevNo, _: &str) -> io::Result<u64> {

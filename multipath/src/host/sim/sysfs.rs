@@ -62,9 +62,16 @@ impl State {
                     "targetname" => Some(session.target.clone()),
                     "state" => Some(session.state.to_owned()),
                     "initiatorname" => Some(String::new()),
+                    "recovery_tmo" => Some(session.recovery_tmo.unwrap_or(0).to_string()),
                     _ => None,
                 }
             }
+            [
+                "module",
+                "dm_multipath",
+                "parameters",
+                "queue_if_no_path_timeout_secs",
+            ] => Some(self.queue_timeout.to_string()),
             ["class", "iscsi_host", host, "ipaddress"] => {
                 let id = host.strip_prefix("host")?.parse().ok()?;
                 self.sessions.get(&id)?;
@@ -99,7 +106,7 @@ impl State {
         match rest {
             ["dev"] => Some(disk.devno.to_string()),
             ["size"] => Some((disk.size_bytes / 512).to_string()),
-            ["ro"] => Some("0".to_owned()),
+            ["ro"] => Some(u8::from(disk.read_only).to_string()),
             ["diskseq"] => Some(disk.diskseq.to_string()),
             ["stat"] => Some("0 0 0 0 0 0 0 0 0 0 0".to_owned()),
             _ => None,
@@ -182,6 +189,7 @@ impl State {
             state: "running".to_owned(),
             diskseq: u64::from(number),
             size_bytes,
+            read_only: false,
             blocked: None,
             stuck: false,
             attentions: 0,
@@ -228,6 +236,23 @@ impl State {
                     "rescan" => disk.size_bytes = size.unwrap_or(disk.size_bytes),
                     _ => return Err(missing()),
                 }
+                Ok(())
+            }
+            ["class", "iscsi_session", session, "recovery_tmo"] => {
+                let id = session
+                    .strip_prefix("session")
+                    .and_then(|n| n.parse::<u32>().ok());
+                let session = id.and_then(|id| self.sessions.get_mut(&id)).ok_or_else(missing)?;
+                session.recovery_tmo = Some(value.parse().map_err(|_| refused())?);
+                Ok(())
+            }
+            [
+                "module",
+                "dm_multipath",
+                "parameters",
+                "queue_if_no_path_timeout_secs",
+            ] => {
+                self.queue_timeout = value.parse().map_err(|_| refused())?;
                 Ok(())
             }
             _ => Err(missing()),

@@ -1,0 +1,325 @@
+//! `make bench-failover`: the same writer and the same faults on one LUN, under the plugin, under multipathd as it comes and under multipathd
+//! as quick as its options make it, one after the other in one lab.
+
+use std::{fmt::Write as _, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{
+    Amount,
+    fault::Fault,
+    kernel_log::{self, Return},
+};
+use crate::{
+    figures::Rounds,
+    net::Fabric,
+    report::{Report, seconds},
+    roles::{
+        inspect,
+        multipathd::{self, Lun, Settings},
+        writer::Writer,
+    },
+    suites::{
+        cluster::{Cluster, Form, Victim},
+        volume::Volume,
+    },
+    wait,
+};
+
+const NODE: usize = 0;
+const SIZE: i64 = 256 << 20;
+/// A write of each of the writer's jobs begins at most so often: the emulated processors are to be idle most of the time, or the writer would
+/// slow the managers down.
+const PACE: Duration = Duration::from_millis(10);
+/// Requests over each path before it counts as used.
+const CARRIED: u64 = 10;
+/// iscsid's slowest way back and multipathd's longest interval are well within.
+const BACK: Duration = Duration::from_secs(120);
+const OURS: &str = "storagelink";
+
+/// One manager's figures, in the order of [`Fault::ALL`].
+struct Column {
+    manager: &'static str,
+    faults: Vec<Figures>,
+}
+
+/// All rounds of one fault.
+#[derive(Default)]
+struct Figures {
+    stall: Rounds,
+    back: Rounds,
+    after_session: Rounds,
+}
+
+/// One round of one fault.
+struct Round {
+    /// The longest write; none where no path was left, and it says nothing of the manager.
+    stall: Option<Duration>,
+    /// From the fault's end until the path is used again, or until writes go on.
+    back: Duration,
+    /// The same from the return of the session on.
+    after_session: Duration,
+}
+
+/// A map under test.
+struct Subject<'a> {
+    cluster: &'a Cluster,
+    manager: &'static str,
+    /// Name of the map.
+    map: String,
+    /// What the writer writes to.
+    device: String,
+}
+
+/// Measures; the part of the file.
+pub(super) async fn run(report: &Report, cluster: &mut Cluster, amount: Amount) -> Result<String> {
+    kernel_log::prepare(cluster.guest(NODE)).await?;
+    kernel_log::tell_sessions(cluster.guest(NODE)).await?;
+    let volume = cluster.create("bench-failover", SIZE, Form::Block).await?;
+    let context = cluster.attach(&volume, NODE).await?;
+    let lun = Lun::of(&context)?;
+    let mut columns = vec![ours(report, cluster, &volume, &context, amount).await?];
+    // It would look at every path all the same, and cost its time.
+    cluster.end(Victim::Plugin).await?;
+    for settings in [multipathd::TUNED, multipathd::STOCK] {
+        columns.insert(0, theirs(report, cluster, settings, &lun, amount).await?);
+    }
+    cluster.detach(&volume, NODE).await?;
+    cluster.delete(&volume).await?;
+    Ok(part(&columns, amount.rounds))
+}
+
+async fn ours(
+    report: &Report,
+    cluster: &Cluster,
+    volume: &Volume,
+    context: &std::collections::HashMap<String, String>,
+    amount: Amount,
+) -> Result<Column> {
+    let guest = cluster.guest(NODE);
+    volume.make_directories(guest).await?;
+    cluster.stage(volume, NODE, context).await?;
+    cluster.publish(volume, NODE, context).await?;
+    let subject = Subject {
+        cluster,
+        manager: OURS,
+        map: volume.map(),
+        device: volume.data(),
+    };
+    let column = subject.column(report, amount).await?;
+    cluster.unpublish(volume, NODE).await?;
+    cluster.unstage(volume, NODE).await?;
+    Ok(column)
+}
+
+async fn theirs(
+    report: &Report,
+    cluster: &Cluster,
+    settings: Settings,
+    lun: &Lun,
+    amount: Amount,
+) -> Result<Column> {
+    let guest = cluster.guest(NODE);
+    let attach = async {
+        multipathd::start(guest, &settings).await?;
+        multipathd::attach(guest, &settings, lun).await
+    };
+    report
+        .step(&format!("{}: discovery, login, map", settings.name), attach)
+        .await?;
+    let subject = Subject {
+        cluster,
+        manager: settings.name,
+        map: lun.map.clone(),
+        device: lun.device(),
+    };
+    let column = subject.column(report, amount).await?;
+    multipathd::detach(guest, lun).await?;
+    multipathd::stop(guest).await?;
+    Ok(column)
+}
+
+impl Subject<'_> {
+    async fn column(&self, report: &Report, amount: Amount) -> Result<Column> {
+        let mut faults = Vec::new();
+        for fault in Fault::ALL {
+            let mut figures = Figures::default();
+            for number in 1..=amount.rounds {
+                let title = format!("{}, {}, round {number}", self.manager, fault.title());
+                let name = format!("{}-{}-{number}", self.manager.replace(", ", "-"), fault.name());
+                let round = report.step(&title, self.round(fault, &name)).await?;
+                report.say(format!(
+                    "      longest write {}, back {} after the end, {} after the session",
+                    round.stall.map_or_else(|| "-".to_owned(), seconds),
+                    seconds(round.back),
+                    seconds(round.after_session)
+                ));
+                if let Some(stall) = round.stall {
+                    figures.stall.push(stall);
+                }
+                figures.back.push(round.back);
+                figures.after_session.push(round.after_session);
+            }
+            faults.push(figures);
+        }
+        Ok(Column {
+            manager: self.manager,
+            faults,
+        })
+    }
+
+    /// One fault under a writer, from two used paths to two used paths.
+    async fn round(&self, fault: Fault, name: &str) -> Result<Round> {
+        let (guest, target) = (self.cluster.guest(NODE), self.cluster.lab.array());
+        let writer = Writer::start_paced(&self.cluster.lab, guest, name, &self.device, PACE).await?;
+        self.carried(&inspect::paths(guest, &self.map).await?).await?;
+        let earlier = writer.acknowledged(guest).await?.len();
+        let mut before = inspect::paths(guest, &self.map).await?;
+
+        let (begun, ended) = (format!("{name} begins"), format!("{name} ends"));
+        kernel_log::mark(guest, &begun).await?;
+        fault.begin(guest, target).await?;
+        if let Some(held) = fault.held() {
+            tokio::time::sleep(held).await;
+            before = inspect::paths(guest, &self.map).await?;
+            kernel_log::mark(guest, &ended).await?;
+            fault.end(guest, target).await?;
+        }
+        let end = if fault.held().is_some() { &ended } else { &begun };
+        let mut session_of_first = None;
+        if fault == Fault::Both {
+            session_of_first = Some(self.goes_on(&writer, &begun, end).await?);
+            guest.heal(Fabric::B).await?;
+        }
+        let (end, back) = self.returned(&begun, end).await?;
+        self.carried(&before).await?;
+
+        let longest = writer.acknowledged(guest).await?;
+        let longest = longest.iter().skip(earlier).map(|write| write.took_us).max();
+        let longest = Duration::from_micros(longest.context("no write since the fault")?);
+        let summary = writer.stop(guest, BACK).await?;
+        ensure!(summary.errors == 0, "{summary:?}");
+        Ok(match session_of_first {
+            None => Round {
+                stall: Some(longest),
+                back: back.used.saturating_sub(end),
+                after_session: back.used.saturating_sub(back.session),
+            },
+            // The writes that hung began with the fault: how much longer than it they took.
+            Some(session) => {
+                let lines = kernel_log::since(guest, &begun).await?;
+                let begin = kernel_log::time_of(&lines, &begun).context("no mark")?;
+                let back = longest.saturating_sub(end.saturating_sub(begin));
+                Round {
+                    stall: None,
+                    back,
+                    after_session: back.saturating_sub(session.saturating_sub(end)),
+                }
+            }
+        })
+    }
+
+    /// Waits until each of two paths has carried [`CARRIED`] requests since `before`.
+    async fn carried(&self, before: &[inspect::Path]) -> Result<()> {
+        wait::until("requests over each path", BACK, async || {
+            let now = inspect::paths(self.cluster.guest(NODE), &self.map).await?;
+            let shares = inspect::shares(before, &now);
+            ensure!(
+                shares.len() == 2 && shares.iter().all(|(_, requests, _)| *requests >= CARRIED),
+                "{shares:?}"
+            );
+            Ok(true)
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Waits until the kernel has a session again and uses every path; when that was, and the fault's end.
+    async fn returned(&self, begun: &str, ended: &str) -> Result<(Duration, Return)> {
+        let mut found = None;
+        wait::until("the lost path is used again", BACK, async || {
+            let lines = kernel_log::since(self.cluster.guest(NODE), begun).await?;
+            let end = kernel_log::time_of(&lines, ended).context("no mark")?;
+            found = kernel_log::returned(&lines, end).map(|back| (end, back));
+            Ok(found.is_some())
+        })
+        .await?;
+        found.context("the lost path is used again")
+    }
+
+    /// Waits until writes are acknowledged again; when the first session was back.
+    async fn goes_on(&self, writer: &Writer, begun: &str, ended: &str) -> Result<Duration> {
+        let guest = self.cluster.guest(NODE);
+        let stopped = writer.acknowledged(guest).await?.len();
+        wait::until("writes go on over one path", BACK, async || {
+            Ok(writer.acknowledged(guest).await?.len() > stopped + 20)
+        })
+        .await?;
+        let lines = kernel_log::since(guest, begun).await?;
+        let end = kernel_log::time_of(&lines, ended).context("no mark")?;
+        kernel_log::first_session(&lines, end).context("writes go on without a session")
+    }
+}
+
+fn part(columns: &[Column], rounds: u32) -> String {
+    let mut text = format!(
+        "{rounds} rounds of each, median / worst. Four jobs of `lab-writer`, O_DIRECT, a write of each every {} ms at most.\n",
+        PACE.as_millis()
+    );
+    let tables: [(&str, fn(&Figures) -> &Rounds); 3] = [
+        ("longest write", |figures| &figures.stall),
+        ("used again, after the fault's end", |figures| &figures.back),
+        ("used again, after the session's return", |figures| {
+            &figures.after_session
+        }),
+    ];
+    for (title, of) in tables {
+        let _ = write!(text, "\n| {title} |");
+        for column in columns {
+            let _ = write!(text, " {} |", column.manager);
+        }
+        let _ = writeln!(text, "\n| --- |{}", " --- |".repeat(columns.len()));
+        for (index, fault) in Fault::ALL.iter().enumerate() {
+            if columns
+                .iter()
+                .all(|column| of(&column.faults[index]).count() == 0)
+            {
+                continue;
+            }
+            let _ = write!(text, "| {} |", fault.title());
+            for column in columns {
+                let _ = write!(text, " {} |", of(&column.faults[index]).cell());
+            }
+            text.push('\n');
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Column, Fault, Figures, part};
+    use std::time::Duration;
+
+    #[test]
+    fn a_figure_that_does_not_exist_has_no_row() {
+        let column = |manager, millis| Column {
+            manager,
+            faults: Fault::ALL
+                .map(|fault| {
+                    let took = Duration::from_millis(millis);
+                    let mut figures = Figures::default();
+                    if fault != Fault::Both {
+                        figures.stall.push(took);
+                    }
+                    figures.back.push(took * 2);
+                    figures.after_session.push(took * 3);
+                    figures
+                })
+                .into(),
+        };
+        let text = part(&[column("a", 1000), column("b", 10)], 1);
+        assert!(text.contains("| longest write | a | b |\n| --- | --- | --- |\n| silent loss of a fabric | 1.00 s / 1.00 s | 10.0 ms / 10.0 ms |\n"), "{text}");
+        assert_eq!(text.matches(Fault::Both.title()).count(), 2, "{text}");
+    }
+}

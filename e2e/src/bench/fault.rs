@@ -1,0 +1,114 @@
+//! The faults of `make bench-failover`, made from outside of the node: begun, held, ended.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::{guest::Guest, net::Fabric, roles::array};
+
+/// How long a silent fault lasts: longer than the slowest manager's stall (NOP-Out 5/5 and a recovery_tmo of 5). The same for all of them,
+/// because iscsid's pauses grow with it.
+const HELD: Duration = Duration::from_secs(17);
+/// How long the portal is away: nobody has to find out, its connection is reset.
+const AWAY: Duration = Duration::from_secs(5);
+
+/// How paths are lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// Fabric a swallows every packet.
+    Silence,
+    /// The node's interface on fabric a loses its carrier.
+    Carrier,
+    /// The array resets the connection over fabric a.
+    Reset,
+    /// The array takes its portal on fabric a away, with the connection, and puts it back.
+    TargetStop,
+    /// Both fabrics swallow every packet; a comes back first.
+    Both,
+}
+
+impl Fault {
+    pub(super) const ALL: [Self; 5] = [
+        Self::Silence,
+        Self::Carrier,
+        Self::Reset,
+        Self::TargetStop,
+        Self::Both,
+    ];
+
+    /// In a table.
+    pub(super) fn title(self) -> &'static str {
+        match self {
+            Self::Silence => "silent loss of a fabric",
+            Self::Carrier => "carrier loss at the node",
+            Self::Reset => "TCP reset by the array",
+            Self::TargetStop => "portal stopped and started",
+            Self::Both => "both fabrics lost silently, one back",
+        }
+    }
+
+    /// In a name.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Silence => "silence",
+            Self::Carrier => "carrier",
+            Self::Reset => "reset",
+            Self::TargetStop => "stop",
+            Self::Both => "both",
+        }
+    }
+
+    /// None: it is over at once.
+    pub(super) fn held(self) -> Option<Duration> {
+        match self {
+            Self::Reset => None,
+            Self::TargetStop => Some(AWAY),
+            Self::Silence | Self::Carrier | Self::Both => Some(HELD),
+        }
+    }
+
+    pub(super) async fn begin(self, node: &Guest, target: &Guest) -> Result<()> {
+        match self {
+            Self::Silence => node.cut(Fabric::A).await,
+            Self::Carrier => node.carrier(Fabric::A, false).await,
+            Self::Reset => target.shell(&reset(node, target)).await.map(drop),
+            Self::TargetStop => {
+                let script = format!("rmdir {}; {}", portal(target), reset(node, target));
+                target.shell(&script).await.map(drop)
+            }
+            Self::Both => {
+                node.cut(Fabric::A).await?;
+                node.cut(Fabric::B).await
+            }
+        }
+    }
+
+    /// After it the path over fabric a can be used again.
+    pub(super) async fn end(self, node: &Guest, target: &Guest) -> Result<()> {
+        match self {
+            Self::Silence | Self::Both => node.heal(Fabric::A).await,
+            Self::Carrier => node.carrier(Fabric::A, true).await,
+            Self::Reset => Ok(()),
+            Self::TargetStop => target
+                .shell(&format!("mkdir -p {}", portal(target)))
+                .await
+                .map(drop),
+        }
+    }
+}
+
+fn portal(target: &Guest) -> String {
+    format!(
+        "/sys/kernel/config/target/iscsi/{}/tpgt_1/np/{}:3260",
+        array::TARGET,
+        target.address(Fabric::A)
+    )
+}
+
+fn reset(node: &Guest, target: &Guest) -> String {
+    format!(
+        "ss --kill -tn state established 'src {} sport = :3260 dst {}'",
+        target.address(Fabric::A),
+        node.address(Fabric::A)
+    )
+}

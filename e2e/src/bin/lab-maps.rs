@@ -1,0 +1,56 @@
+//! `lab-maps build <count>`, `lab-maps touch`, `lab-maps watch`: the engine alone, in a guest. Results are lines of JSON.
+
+use std::{process::ExitCode, time::Instant};
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use storagelink_e2e::maps;
+use tokio::signal::unix::{SignalKind, signal};
+
+#[derive(Parser)]
+#[command(version, about = "Builds, writes to and watches maps with the engine alone")]
+enum Arguments {
+    /// Build maps until there are so many
+    Build {
+        /// How many there shall be
+        count: usize,
+    },
+    /// Write a few blocks to every map
+    Touch,
+    /// Adopt the maps and watch them until SIGTERM
+    Watch,
+}
+
+#[allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program")]
+fn main() -> ExitCode {
+    let start = Instant::now();
+    let result = run(&Arguments::parse(), start, |json| println!("{json}"));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lab-maps: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments, start: Instant, say: impl Fn(serde_json::Value)) -> Result<()> {
+    // As the node plugin has it.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    runtime.block_on(async {
+        match arguments {
+            Arguments::Build { count } => say(serde_json::json!({"paths": maps::build(*count).await?})),
+            Arguments::Touch => say(serde_json::to_value(maps::touch().await?)?),
+            Arguments::Watch => {
+                let mut term = signal(SignalKind::terminate()).context("watch SIGTERM")?;
+                let stop = async { term.recv().await.map_or((), drop) };
+                let tell = |adopted| say(serde_json::to_value(adopted).unwrap_or_default());
+                maps::watch(start, stop, tell).await?;
+            }
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,124 @@
+//! What a bench writes down: median and worst of its rounds, and its own part of `docs/benchmarks.md`.
+//!
+//! Only writes between the two lines of the part that it is told; asserts nothing about a time.
+
+use std::{fs, path::Path, time::Duration};
+
+use anyhow::{Context as _, Result};
+
+use crate::{artifacts::Artifacts, programs::output, report::seconds};
+
+/// Every round of one figure.
+#[derive(Debug, Clone, Default)]
+pub struct Rounds(Vec<Duration>);
+
+impl Rounds {
+    /// One more.
+    pub fn push(&mut self, took: Duration) {
+        self.0.push(took);
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The one in the middle; of an even number the later one. Zero without rounds.
+    #[must_use]
+    pub fn median(&self) -> Duration {
+        let mut sorted = self.0.clone();
+        sorted.sort_unstable();
+        sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+    }
+
+    /// The longest; zero without rounds.
+    #[must_use]
+    pub fn worst(&self) -> Duration {
+        self.0.iter().max().copied().unwrap_or_default()
+    }
+
+    /// `median / worst` for a table; a dash without rounds.
+    #[must_use]
+    pub fn cell(&self) -> String {
+        if self.0.is_empty() {
+            "-".to_owned()
+        } else {
+            format!("{} / {}", seconds(self.median()), seconds(self.worst()))
+        }
+    }
+}
+
+impl FromIterator<Duration> for Rounds {
+    fn from_iter<T: IntoIterator<Item = Duration>>(all: T) -> Self {
+        Self(all.into_iter().collect())
+    }
+}
+
+/// Where and on what it was measured, as one paragraph.
+pub async fn circumstances(artifacts: &Artifacts) -> Result<String> {
+    let date = output(&["date", "-u", "+%F"]).await?;
+    let load = fs::read_to_string("/proc/loadavg").context("read /proc/loadavg")?;
+    let load = load.split(' ').next().unwrap_or_default();
+    let build = if cfg!(debug_assertions) {
+        "debug"
+    } else {
+        "release"
+    };
+    let processors = std::thread::available_parallelism().context("count the processors")?;
+    Ok(format!(
+        "Measured on {}: kernel {} in QEMU guests of 2 emulated processors (tcg), on a machine of {processors} cores with a load of {load} before the start; {build} build.",
+        date.trim(),
+        artifacts.release,
+    ))
+}
+
+/// Puts `part` between the lines of `command` in `docs/benchmarks.md` of the checkout that this program was built from.
+pub fn write(command: &str, part: &str) -> Result<()> {
+    let checkout = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("the checkout")?;
+    let file = checkout.join("docs/benchmarks.md");
+    let old = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+    let new = replaced(&old, command, part)
+        .with_context(|| format!("{} has no part of `{command}`", file.display()))?;
+    fs::write(&file, new).with_context(|| format!("write {}", file.display()))
+}
+
+/// `text` with another part of `command`; `None` where it has none.
+fn replaced(text: &str, command: &str, part: &str) -> Option<String> {
+    let begin = format!("<!-- {command}: begin -->");
+    let end = format!("<!-- {command}: end -->");
+    let (before, rest) = text.split_once(&begin)?;
+    let (_, after) = rest.split_once(&end)?;
+    Some(format!("{before}{begin}\n{}\n{end}{after}", part.trim_end()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Rounds, replaced};
+    use std::time::Duration;
+
+    #[test]
+    fn the_middle_and_the_longest_whatever_their_order() {
+        let rounds: Rounds = [30, 10, 5000, 20, 40]
+            .map(Duration::from_millis)
+            .into_iter()
+            .collect();
+        assert_eq!(rounds.median(), Duration::from_millis(30));
+        assert_eq!(rounds.cell(), "30.0 ms / 5.00 s");
+        assert_eq!(Rounds::default().cell(), "-");
+    }
+
+    #[test]
+    fn only_the_own_part_is_replaced() {
+        let text = "a\n<!-- make x: begin -->\nold\n<!-- make x: end -->\nb\n<!-- make y: begin -->\nkept\n<!-- make y: end -->\n";
+        let new = replaced(text, "make x", "new\n").unwrap();
+        assert_eq!(
+            new,
+            "a\n<!-- make x: begin -->\nnew\n<!-- make x: end -->\nb\n<!-- make y: begin -->\nkept\n<!-- make y: end -->\n"
+        );
+        assert_eq!(replaced(&new, "make x", "new").unwrap(), new, "again");
+        assert!(replaced(text, "make z", "new").is_none());
+    }
+}

@@ -1,0 +1,275 @@
+//! An array with two target port groups, one of them in standby: which paths are used follows what the array says, and a map that must go to
+//! the other group tells the array so.
+//!
+//! The kernel's target with a second portal group over the volume's LUN, made by hand: storagelinkd offers one portal group.
+
+use std::{collections::HashMap, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use super::{
+    cluster::{Cluster, Form},
+    main_job::{carried, writes_avoid},
+    volume::Volume,
+};
+use crate::{
+    net::Fabric,
+    report::{Report, seconds},
+    roles::{array, inspect, writer::Writer},
+    wait,
+};
+
+const GIB: i64 = 1 << 30;
+/// The node under test.
+const NODE: usize = 0;
+const INITIATOR: &str = "iqn.2026-11.com.example:node1";
+/// Port of the second portal group's portal.
+const PORT: u16 = 3261;
+/// A changed state is told by a unit attention, or found within the cycle of 30 s; then it has to last 10 s.
+const FOLLOWED: Duration = Duration::from_secs(60);
+
+/// Codes of SPC-6 table 308, as configfs takes them.
+#[derive(Clone, Copy)]
+enum State {
+    Optimized = 0,
+    Standby = 2,
+}
+
+/// The volume's device on the array, and the names of its two target port groups.
+struct Ports {
+    device: String,
+    lun: String,
+}
+
+const FIRST: &str = "default_tg_pt_gp";
+const SECOND: &str = "lab_second";
+
+/// Runs the steps in order; the first that fails ends the suite.
+pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
+    let guest = cluster.guest(NODE);
+    let before = (
+        inspect::snapshot(guest).await?,
+        array::snapshot(cluster.lab.array()).await?,
+    );
+    let volume = cluster.create("alua", GIB, Form::Mount("ext4")).await?;
+    let context = cluster.attach(&volume, NODE).await?;
+    let ports = Ports::make(cluster, &context).await?;
+    let outcome = steps(report, cluster, &volume, &context, &ports).await;
+    report
+        .step("the volume is deleted, nothing is left", async {
+            cluster.unpublish(&volume, NODE).await?;
+            cluster.unstage(&volume, NODE).await?;
+            volume.remove_directories(guest).await?;
+            ports.remove(cluster).await?;
+            cluster.detach(&volume, NODE).await?;
+            cluster.delete(&volume).await?;
+            inspect::same("node", &before.0, &inspect::snapshot(guest).await?)?;
+            inspect::same("array", &before.1, &array::snapshot(cluster.lab.array()).await?)
+        })
+        .await?;
+    outcome
+}
+
+async fn steps(
+    report: &Report,
+    cluster: &Cluster,
+    volume: &Volume,
+    context: &HashMap<String, String>,
+    ports: &Ports,
+) -> Result<()> {
+    let guest = cluster.guest(NODE);
+    let (a, b) = portals(cluster);
+    let mut context = context.clone();
+    context.insert(
+        "portals".to_owned(),
+        format!("{a},1,{target} {b},2,{target}", target = array::TARGET),
+    );
+    ports.set(cluster, SECOND, State::Standby).await?;
+    volume.make_directories(guest).await?;
+    let writer = report
+        .step(
+            "a volume with a path in standby: that path carries nothing",
+            async {
+                cluster.stage(volume, NODE, &context).await?;
+                cluster.publish(volume, NODE, &context).await?;
+                ensure!(
+                    order(cluster, volume).await? == [a.as_str(), b.as_str()],
+                    "groups: {:?}",
+                    order(cluster, volume).await?
+                );
+                let writer = Writer::start(&cluster.lab, guest, "alua", &volume.data(), "direct").await?;
+                only(cluster, volume, &a).await?;
+                Ok(writer)
+            },
+        )
+        .await?;
+    let took = report
+        .step(
+            "the array exchanges the states: the other path carries all",
+            async {
+                ports.set(cluster, SECOND, State::Optimized).await?;
+                ports.set(cluster, FIRST, State::Standby).await?;
+                writes_avoid(cluster, volume, &writer, &address(&a)).await?;
+                let followed = async || Ok(order(cluster, volume).await? == [b.as_str(), a.as_str()]);
+                let took = wait::until("the map's groups follow", FOLLOWED, followed).await?;
+                only(cluster, volume, &b).await?;
+                Ok(took)
+            },
+        )
+        .await?;
+    report.say(format!(
+        "      the order of the groups followed after {}",
+        seconds(took)
+    ));
+    report
+        .step(
+            "the fabric of the optimized path is cut: the array is told to use the other one",
+            async {
+                guest.cut(Fabric::B).await?;
+                writes_avoid(cluster, volume, &writer, &address(&b)).await?;
+                let state = ports.get(cluster, FIRST).await?;
+                ensure!(
+                    state == State::Optimized as u8,
+                    "the array's state of the other path: {state}"
+                );
+                Ok(())
+            },
+        )
+        .await?;
+    report
+        .step("it is back: both are optimized and carry I/O", async {
+            let before = inspect::paths(guest, &volume.map()).await?;
+            guest.heal(Fabric::B).await?;
+            ports.set(cluster, SECOND, State::Optimized).await?;
+            carried(cluster, volume, &before, 20, FOLLOWED).await
+        })
+        .await?;
+    report
+        .step(
+            "no error reached the writer, everything acknowledged is there",
+            async {
+                let summary = writer.stop(guest, Duration::from_secs(30)).await?;
+                ensure!(summary.errors == 0, "{summary:?}");
+                report.note(format!(
+                    "longest write {}",
+                    seconds(Duration::from_micros(summary.longest_us))
+                ));
+                writer.verify(guest, None).await.map(drop)
+            },
+        )
+        .await
+}
+
+/// Address and port of the first and of the second portal group's portal.
+fn portals(cluster: &Cluster) -> (String, String) {
+    let target = cluster.lab.array();
+    (
+        format!("{}:3260", target.address(Fabric::A)),
+        format!("{}:{PORT}", target.address(Fabric::B)),
+    )
+}
+
+/// The address of a portal.
+fn address(portal: &str) -> String {
+    portal
+        .rsplit_once(':')
+        .map_or(portal, |(address, _)| address)
+        .to_owned()
+}
+
+impl Ports {
+    /// Gives the volume's LUN a second way, in a target port group of its own.
+    async fn make(cluster: &Cluster, context: &HashMap<String, String>) -> Result<Self> {
+        let lun = context
+            .get("lun")
+            .context("the publish context has no lun")?
+            .clone();
+        let target = format!("/sys/kernel/config/target/iscsi/{}", array::TARGET);
+        let portal = portals(cluster).1;
+        let script = format!(
+            "set -e; device=$(readlink -f $(find {target}/tpgt_1/lun/lun_{lun} -maxdepth 1 -type l)); \
+             mkdir $device/alua/{SECOND}; echo 7 > $device/alua/{SECOND}/tg_pt_gp_id; \
+             mkdir {target}/tpgt_2; cd {target}/tpgt_2; echo 0 > attrib/authentication; mkdir np/{portal}; \
+             mkdir lun/lun_{lun}; ln -s $device lun/lun_{lun}/storagelink; echo {SECOND} > lun/lun_{lun}/alua_tg_pt_gp; \
+             mkdir acls/{INITIATOR} acls/{INITIATOR}/lun_{lun}; ln -s $PWD/lun/lun_{lun} acls/{INITIATOR}/lun_{lun}/storagelink; \
+             echo 1 > enable; echo $device"
+        );
+        let device = cluster
+            .lab
+            .array()
+            .shell(&script)
+            .await
+            .context("a second portal group")?;
+        Ok(Self {
+            device: device.trim().to_owned(),
+            lun,
+        })
+    }
+
+    async fn remove(&self, cluster: &Cluster) -> Result<()> {
+        let (device, lun) = (&self.device, &self.lun);
+        let target = format!("/sys/kernel/config/target/iscsi/{}", array::TARGET);
+        let script = format!(
+            "set -e; cd {target}/tpgt_2; echo 0 > enable; rm acls/{INITIATOR}/lun_{lun}/storagelink; rmdir acls/{INITIATOR}/lun_{lun} acls/{INITIATOR}; \
+             rm lun/lun_{lun}/storagelink; rmdir lun/lun_{lun} np/*; cd ..; rmdir tpgt_2; rmdir {device}/alua/{SECOND}; \
+             echo 0 > {device}/alua/{FIRST}/alua_access_state"
+        );
+        let removed = cluster.lab.array().shell(&script).await;
+        removed.map(drop).context("remove the second portal group")
+    }
+
+    async fn set(&self, cluster: &Cluster, group: &str, state: State) -> Result<()> {
+        let script = format!(
+            "echo {} > {}/alua/{group}/alua_access_state",
+            state as u8, self.device
+        );
+        cluster.lab.array().shell(&script).await.map(drop)
+    }
+
+    async fn get(&self, cluster: &Cluster, group: &str) -> Result<u8> {
+        let script = format!("cat {}/alua/{group}/alua_access_state", self.device);
+        let text = cluster.lab.array().shell(&script).await?;
+        text.trim()
+            .parse()
+            .with_context(|| format!("{text:?} is no state"))
+    }
+}
+
+/// The portals of the map's groups, in their order; groups have one path here.
+async fn order(cluster: &Cluster, volume: &Volume) -> Result<Vec<String>> {
+    let program = cluster.lab.program("mpathutil");
+    let text = cluster
+        .guest(NODE)
+        .exec(&[&program, "status", "-o", "json"])
+        .await?;
+    let maps: Vec<Value> = serde_json::from_str(&text).context("mpathutil's answer")?;
+    let map = maps.iter().find(|map| map["name"] == volume.map().as_str());
+    let groups = map
+        .and_then(|map| map["groups"].as_array())
+        .context("no such map")?;
+    let portal = |group: &Value| {
+        group["paths"][0]["portal"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    Ok(groups.iter().map(portal).collect())
+}
+
+/// For a second all requests go over this portal.
+async fn only(cluster: &Cluster, volume: &Volume, portal: &str) -> Result<()> {
+    let guest = cluster.guest(NODE);
+    let before = inspect::paths(guest, &volume.map()).await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let shares = inspect::shares(&before, &inspect::paths(guest, &volume.map()).await?);
+    let address = address(portal);
+    let used = |here: bool| -> u64 {
+        let of = shares
+            .iter()
+            .filter(|(path, _, _)| (path.portal == address) == here);
+        of.map(|(_, requests, _)| requests).sum()
+    };
+    ensure!(used(true) > 20 && used(false) == 0, "{shares:?}");
+    Ok(())
+}
