@@ -84,6 +84,7 @@ pub async fn build(count: usize) -> Result<usize> {
                 );
             }
             let spec = MapSpec {
+                policy: storagelink_multipath::Policy::default(),
                 volume: format!("scale-{number:04}"),
                 wwid,
                 read_only: false,

@@ -19,12 +19,18 @@ use crate::{
 
 /// The node of this half.
 const NODE: usize = 1;
-/// How long a map holds its I/O without a path, and what it takes to notice.
-const GIVEN_UP: Duration = Duration::from_secs(90);
+/// How long the map holds its I/O without a path.
+const HELD: Duration = Duration::from_secs(10);
+/// That, and what it takes to notice.
+const GIVEN_UP: Duration = Duration::from_secs(40);
 
 /// Runs the steps in order; the first that fails ends them.
 pub(super) async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
-    let volume = cluster.create("edges-portals", SIZE, Form::Block).await?;
+    let mut parameters = cluster.parameters();
+    parameters.insert("noPathRetry".to_owned(), HELD.as_secs().to_string());
+    let volume = cluster
+        .create_with("edges-portals", SIZE, Form::Block, parameters)
+        .await?;
     let context = cluster.attach(&volume, NODE).await?;
     let guest = cluster.guest(NODE);
     volume.make_directories(guest).await?;
@@ -103,6 +109,7 @@ async fn given_up(cluster: &Cluster, volume: &Volume) -> Result<Duration> {
     let exit = guest.wait(LATE, GIVEN_UP).await?;
     let held = start.elapsed();
     ensure!(exit != 0, "a write without a path worked");
+    ensure!(held >= HELD, "it was held for {held:?} only");
     guest.heal(Fabric::B).await?;
     guest.heal(Fabric::A).await?;
     wait::until("a write works again", 2 * BACK, async || {
