@@ -9,11 +9,7 @@ use crate::{Host, Policy, ScsiDisk, Wwid, host::DevNo, names, scsi_device};
 
 /// Runs a suspended map again and drops a table that was never swapped in.
 pub(super) fn settle(host: &Host, name: &str) -> Result<(), BuildError> {
-    let change = Change {
-        host,
-        name,
-        policy: Policy::default(),
-    };
+    let change = Change::of(host, name, Policy::default());
     let Some(info) = host.dm.info(name).map_err(change.kernel())? else {
         return Ok(());
     };
@@ -36,11 +32,7 @@ pub(super) fn build(host: &Host, spec: &MapSpec, paths: &[ProvenPath]) -> Result
     let uuid = names::map_uuid(&spec.wwid);
     let disks = check(host, &spec.wwid, paths, &uuid)?;
     let name = names::map_name(&spec.volume);
-    let change = Change {
-        host,
-        name: &name,
-        policy: spec.policy,
-    };
+    let change = Change::of(host, &name, spec.policy);
     let existing = host.dm.list().map_err(change.kernel())?;
     if let Some(other) = existing
         .iter()
@@ -109,11 +101,7 @@ pub(super) fn join(host: &Host, wwid: &Wwid, path: &ProvenPath, policy: Policy) 
     let path = fresh_size(host, path, map.size_bytes)?;
     let paths = std::slice::from_ref(&path);
     fits(&map, &check(host, wwid, paths, &map.uuid)?)?;
-    let change = Change {
-        host,
-        name: &map.name,
-        policy,
-    };
+    let change = Change::of(host, &map.name, policy);
     extend(&change, paths, &map, map.read_only)?;
     find(host, wwid)
 }
@@ -183,11 +171,7 @@ fn extend(change: &Change<'_>, proven: &[ProvenPath], map: &Map, read_only: bool
 /// Takes paths that lead to other disks out of the live table; their disks. The only paths of a map stay, failed.
 pub(super) fn shed(host: &Host, wwid: &Wwid, policy: Policy) -> Result<Vec<ScsiDisk>, BuildError> {
     let map = find(host, wwid)?;
-    let change = Change {
-        host,
-        name: &map.name,
-        policy,
-    };
+    let change = Change::of(host, &map.name, policy);
     let before = change.layout()?;
     let old: Vec<DevNo> = before.iter().flatten().copied().collect();
     let survey = change.survey(wwid, &old);
@@ -208,11 +192,7 @@ pub(super) fn regroup(
     groups: &[Vec<DevNo>],
 ) -> Result<bool, BuildError> {
     let map = find(host, wwid)?;
-    let change = Change {
-        host,
-        name: &map.name,
-        policy,
-    };
+    let change = Change::of(host, &map.name, policy);
     let before = change.layout()?;
     let sorted = |groups: &[Vec<DevNo>]| {
         let mut paths: Vec<DevNo> = groups.iter().flatten().copied().collect();
@@ -246,11 +226,7 @@ pub(super) struct Resized {
 
 pub(super) fn resize(host: &Host, wwid: &Wwid, policy: Policy) -> Result<Resized, BuildError> {
     let map = find(host, wwid)?;
-    let change = Change {
-        host,
-        name: &map.name,
-        policy,
-    };
+    let change = Change::of(host, &map.name, policy);
     let before = change.layout()?;
     let paths: Vec<DevNo> = before.iter().flatten().copied().collect();
     let survey = change.survey(wwid, &paths);

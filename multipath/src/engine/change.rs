@@ -22,8 +22,8 @@ use crate::{
 /// A map being changed.
 pub(super) struct Change<'a> {
     pub(super) host: &'a Host,
-    pub(super) name: &'a str,
-    pub(super) policy: Policy,
+    name: &'a str,
+    policy: Policy,
 }
 
 /// What the paths of a table answered just now.
@@ -40,7 +40,12 @@ impl Survey {
     }
 }
 
-impl Change<'_> {
+impl<'a> Change<'a> {
+    /// Of the map with this name.
+    pub(super) fn of(host: &'a Host, name: &'a str, policy: Policy) -> Self {
+        Self { host, name, policy }
+    }
+
     pub(super) fn kernel(&self) -> impl Fn(DmError) -> BuildError + '_ {
         |source| BuildError::Kernel {
             name: self.name.to_owned(),

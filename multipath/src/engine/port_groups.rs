@@ -55,12 +55,15 @@ pub(super) fn unknown(paths: &[DevNo]) -> Vec<Member> {
     paths.iter().map(member).collect()
 }
 
-/// These paths with the state of their target port groups, as one of the ports reports it. Blocking.
+/// These paths with the state of their target port groups: one port reports all groups of an array; a port whose group was not in it is asked, too.
+/// Blocking.
 pub(super) fn members(host: &Host, paths: &[DevNo], ports: &[Port]) -> Vec<Member> {
-    let mut speak = ports.iter().filter(|port| port.group.is_some());
-    let groups = speak
-        .find_map(|port| report(host, &port.device))
-        .unwrap_or_default();
+    let mut groups: Vec<TargetPortGroup> = Vec::new();
+    for port in ports.iter().filter(|port| port.group.is_some()) {
+        if !groups.iter().any(|group| Some(group.id) == port.group) {
+            groups.extend(report(host, &port.device).unwrap_or_default());
+        }
+    }
     let group_of = |path: DevNo| {
         let port = ports.iter().find(|port| port.path == path)?;
         groups.iter().find(|group| Some(group.id) == port.group).copied()
