@@ -14,7 +14,7 @@ export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-co
 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares"
 # With --target build scripts and macros are left as they are.
 cargo build --locked --release --manifest-path fuzz/Cargo.toml --target-dir target/fuzz --target "$host"
-[ $# -gt 0 ] || set -- $(ls fuzz/corpus)
+[ $# -gt 0 ] || set -- $(basename -s .rs fuzz/fuzz_targets/*.rs)
 for target; do
     work=target/fuzz/$target
     mkdir -p "$work/corpus"

@@ -5,7 +5,9 @@ use libfuzzer_sys::fuzz_target;
 use storagelink_fuzz::mountinfo::{parse, top};
 
 fuzz_target!(|content: &[u8]| {
-    let lines = content.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let lines = content
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty());
     let count = lines.count();
     match parse(content) {
         Ok(mounts) => {

@@ -9,7 +9,11 @@ use storagelink_multipath::{
 
 fuzz_target!(|page: &[u8]| {
     let Ok(found) = parse_vpd_83(page) else {
-        assert_eq!(target_port_group(page), None, "a group of a page that is not understood");
+        assert_eq!(
+            target_port_group(page),
+            None,
+            "a group of a page that is not understood"
+        );
         return;
     };
     for wwid in found {

@@ -224,6 +224,38 @@ mod tests {
         assert!(!session_changed(&[102; 10]));
     }
 
+    /// Needs the right to listen to a multicast group, as the driver has it.
+    #[tokio::test]
+    async fn events_that_the_kernel_had_to_drop_wake_although_none_was_of_interest() {
+        use nix::sys::socket::{sendto, setsockopt, sockopt::RcvBuf};
+        // Messages of user space, to a group of this number (linux/netlink.h, NETLINK_USERSOCK).
+        const GROUP: u32 = 1;
+        let nothing = |_: &[u8]| false;
+        let events = match KernelEvents::open(SockProtocol::NetlinkUserSock, GROUP, nothing) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return,
+            other => other.unwrap(),
+        };
+        setsockopt(events.socket.get_ref(), RcvBuf, &4096).unwrap();
+        let sender = socket(
+            AddressFamily::Netlink,
+            SockType::Datagram,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkUserSock,
+        )
+        .unwrap();
+        for _ in 0..64 {
+            // An error tells the sender that somebody lost it.
+            let _ = sendto(
+                sender.as_raw_fd(),
+                &[0; 512],
+                &NetlinkAddr::new(0, GROUP),
+                MsgFlags::empty(),
+            );
+        }
+        let woken = tokio::time::timeout(std::time::Duration::from_secs(10), events.next()).await;
+        woken.expect("an overrun wakes").unwrap();
+    }
+
     proptest! {
         #[test]
         fn garbage_wakes_or_does_not(message in proptest::collection::vec(any::<u8>(), 0..100)) {

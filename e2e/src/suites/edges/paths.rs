@@ -35,7 +35,7 @@ pub(super) async fn run(report: &Report, bed: &Bed<'_>) -> Result<()> {
         .await?;
     report
         .step(
-            "3, 17: the volume grows when a path that was lost is back, and not before",
+            "3, 17: the volume grows with a path down, and has both when it is back",
             grown(bed),
         )
         .await?;
@@ -132,7 +132,7 @@ async fn grown(bed: &Bed<'_>) -> Result<()> {
     let guest = bed.guest();
     guest.cut(Fabric::A).await?;
     let wanted = 2 * SIZE;
-    // A kubelet repeats until it works; no call may hang, and none may say that it worked while a path has the old size.
+    // A kubelet repeats until it works; no call may hang, and none may say that it worked when it did not.
     let early = bed.cluster.expand(&bed.volume, super::NODE, wanted).await;
     ensure!(early.as_ref().map_or(true, |bytes| *bytes >= wanted), "{early:?}");
     written(bed, 20).await?;

@@ -3,8 +3,10 @@
 //!
 //! [`events`] is what may happen, [`world`] a host with an array, a plugin and the events' effects, [`promises`] what must hold all the while.
 //! The kernel's own rules ([`SimKernel::violations`]) are judged at each call: no path of another disk enters a table or is made active by
-//! a swap, no swap while I/O is stuck, no command to a blocked device, failed marks survive a swap, the last path is not failed while the map does
-//! not queue, nothing that is open is removed.
+//! a swap, no swap while I/O is stuck, no command to a blocked device, the device of a map's only path is not deleted, failed marks survive a
+//! swap, the last path is not failed while the map does not queue, nothing that is open is removed.
+//!
+//! [`SimKernel::violations`]: crate::host::sim::SimKernel::violations
 
 mod events;
 mod promises;

@@ -13,8 +13,9 @@ use super::{
 const PROMPT: Duration = Duration::from_secs(2);
 /// The same while commands hang: a check or a message runs into its deadline before.
 const PATIENT: Duration = CHECK.saturating_mul(2).saturating_add(PROMPT);
-/// A map that is suspended is left to whoever did it for a while (monitor.rs).
-const SUSPENDED: Duration = Duration::from_secs(5);
+/// A map that is suspended is left to whoever did it for 5 s, and again after each resume that is refused (monitor.rs); sequences refuse
+/// few in a row.
+const SUSPENDED: Duration = Duration::from_secs(20);
 
 #[derive(Default)]
 pub(super) struct Promises {

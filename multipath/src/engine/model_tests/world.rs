@@ -227,12 +227,7 @@ impl World {
             Event::Restore(path) => self.kernel.set_lun(&target(path), LUN, &wwid(), self.size),
             Event::Vanish(path) => self.kernel.remove_lun(&target(path), LUN),
             Event::Grow => self.grow(),
-            Event::Delete(path) => {
-                if let Some(disk) = self.disk(path) {
-                    // An administrator's shell, not the plugin.
-                    drop(scsi_device::delete(&self.kernel.host(), &disk));
-                }
-            }
+            Event::Delete(path) => self.kernel.delete(hctl(self.sessions[path])),
             Event::Build => {
                 let (engine, kernel) = (self.engine.clone(), self.kernel.clone());
                 let (spec, sessions, size) = (self.spec.clone(), self.sessions.clone(), self.size);

@@ -80,6 +80,15 @@ impl SimKernel {
         }
     }
 
+    /// An administrator deletes a SCSI device.
+    pub fn delete(&self, hctl: Hctl) {
+        // An error: there is none.
+        let _ = self
+            .state()
+            .write(&format!("class/scsi_device/{hctl}/device/delete"), "1");
+        self.wake();
+    }
+
     /// The next commands to the disks of a session meet so many unit attentions (29/00).
     pub fn reset(&self, session: u32, attentions: u32) {
         let mut state = self.state();

@@ -130,7 +130,10 @@ impl SimKernel {
         let Some(map) = state.maps.get_mut(name) else {
             return;
         };
-        map.marks.owed.remove(&path);
+        if map.marks.owed.remove(&path) {
+            // It was failed before a swap.
+            return;
+        }
         let map = map.clone();
         let (Some(live), Some(wwid)) = (&map.live, names::wwid_of(&map.uuid)) else {
             return;
@@ -153,6 +156,41 @@ impl SimKernel {
         let blocked = state.disk_by_name(device).and_then(|(_, disk)| disk.blocked);
         if blocked.is_some_and(|since| since < state.moment) {
             state.violated(format!("a command goes to {device}, which is blocked"));
+        }
+    }
+
+    /// Before a SCSI device is deleted: a path that a map sends I/O to keeps its device unless another can take the I/O.
+    pub(super) fn judge_deletion(&self, attribute: &str) {
+        let hctl = attribute
+            .strip_prefix("class/scsi_device/")
+            .and_then(|rest| rest.strip_suffix("/device/delete")?.parse::<Hctl>().ok());
+        let mut state = self.state();
+        let Some(devno) = hctl
+            .and_then(|hctl| state.disks.get(&hctl))
+            .map(|disk| disk.devno)
+        else {
+            return;
+        };
+        let moment = state.moment;
+        let stranded = state.maps.iter().find(|(_, map)| {
+            let others = map.live.iter().flat_map(|live| live.table.paths());
+            let usable = |path: DevNo| {
+                map.uses(path)
+                    && state
+                        .disk_by_devno(path)
+                        .is_some_and(|(_, disk)| disk.state == "running" || disk.blocked == Some(moment))
+            };
+            let is_member = map
+                .live
+                .iter()
+                .any(|live| live.table.paths().any(|path| path == devno));
+            let left = others.filter(|path| *path != devno).any(usable);
+            is_member && !left && map.marks.lost < moment
+        });
+        if let Some(name) = stranded.map(|(name, _)| name.clone()) {
+            state.violated(format!(
+                "the device of {devno} is deleted, and {name} has no other path"
+            ));
         }
     }
 

@@ -197,7 +197,7 @@ impl State {
         self.disks.insert(hctl, disk);
     }
 
-    fn write(&mut self, path: &str, value: &str) -> io::Result<()> {
+    pub(super) fn write(&mut self, path: &str, value: &str) -> io::Result<()> {
         let parts: Vec<&str> = path.split('/').collect();
         match parts[..] {
             ["class", "scsi_host", host, "scan"] => {
@@ -266,6 +266,7 @@ impl Sysfs for SimKernel {
     }
 
     fn write(&self, path: &str, value: &str) -> io::Result<()> {
+        self.judge_deletion(path);
         self.change("WRITE")?;
         self.state().write(path, value)?;
         // A device that is deleted gives its I/O back.
