@@ -197,15 +197,18 @@ fn end(host: &Host, look: &Look, ledger: &Ledger) -> u64 {
             continue;
         };
         let portal = connection.peer;
+        // Before its paths are seen lost.
+        ledger.ended(
+            *session,
+            if look.cut.contains(session) {
+                "its interface lost its carrier"
+            } else {
+                "its portal did not answer for a second"
+            },
+        );
         match host.network.destroy(connection) {
             Ok(()) => {
                 ended += 1;
-                let why = if look.cut.contains(session) {
-                    "its interface lost its carrier: the connection was ended"
-                } else {
-                    "its portal did not answer for a second: the connection was ended"
-                };
-                ledger.ended(*session, why);
                 tracing::warn!(session, %portal, "the portal does not answer: its connection is ended, other paths carry the I/O");
             }
             Err(error) => {

@@ -205,7 +205,7 @@ impl MapRecord {
 #[derive(Default)]
 struct Book {
     maps: BTreeMap<String, MapRecord>,
-    /// Sessions whose connection the plugin ended, and why.
+    /// Sessions whose connection the plugin ends, and why.
     ended: HashMap<u32, String>,
 }
 
@@ -350,7 +350,7 @@ impl Ledger {
         self.change();
     }
 
-    /// The plugin ended the connection of a session.
+    /// The plugin ends the connection of a session.
     pub(super) fn ended(&self, session: u32, why: &str) {
         let mut book = self.book();
         if book.ended.len() >= ENDED {

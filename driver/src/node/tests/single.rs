@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use storagelink_multipath::{Hctl, scsi_device};
 
 use super::*;
+use crate::mount::Mounts as _;
 use crate::node::switch::MULTIPATHING;
 
 fn annotated(value: &str) -> BTreeMap<String, String> {
@@ -192,6 +193,7 @@ async fn another_disk_is_never_used_and_never_deleted() {
     lab.stage(ext4()).await.expect("stages");
     lab.kernel.set_lun(TARGET, LUN, &OTHER.parse().unwrap(), SIZE);
     assert_eq!(code(lab.stage(ext4()).await, OTHER), Code::FailedPrecondition);
+    lab.mounts.unmount(STAGING.as_ref()).expect("unmounts");
     let held = lab.node.0.held(VOLUME.parse().unwrap()).await.unwrap();
     let Some(crate::node::held::Held::Single(single)) = held else {
         panic!("{held:?}")
