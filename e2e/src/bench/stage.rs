@@ -50,7 +50,7 @@ struct Many {
 }
 
 /// Measures; the part of the file.
-pub(super) async fn run(report: &Report, cluster: &mut Cluster, amount: Amount) -> Result<String> {
+pub(super) async fn run(report: &Report, cluster: &mut Cluster, amount: &Amount) -> Result<String> {
     let ours = report
         .step("single volumes, by the plugin", ours(cluster, amount.rounds))
         .await?;
@@ -241,7 +241,7 @@ async fn timed(guest: &Guest, script: &str) -> Result<Duration> {
     Ok(Duration::from_micros(micros))
 }
 
-fn part(ours: &Single, theirs: &Single, many: &Many, theirs_many: Option<&Many>, amount: Amount) -> String {
+fn part(ours: &Single, theirs: &Single, many: &Many, theirs_many: Option<&Many>, amount: &Amount) -> String {
     let mut text = format!(
         "{} rounds, median / worst; {} volumes once, {AT_ONCE} calls at a time. New ext4 volumes of {} MiB over two paths.\n\n\
          | | usual way (multipathd, stock) | storagelink | usual / ours |\n| --- | --- | --- | --- |\n",
@@ -312,10 +312,11 @@ mod tests {
         };
         let amount = Amount {
             rounds: 1,
+            fault: Vec::new(),
             volumes: 100,
             idle: 1,
         };
-        let text = part(&single(200), &single(2000), &many, None, amount);
+        let text = part(&single(200), &single(2000), &many, None, &amount);
         assert!(
             text.contains("| stage, sessions up: rescan | 2.00 s / 2.00 s | 0.20 s / 0.20 s | 10.0 |"),
             "{text}"
