@@ -263,6 +263,9 @@ impl Subject<'_> {
     }
 }
 
+/// One figure of all that a fault has.
+type Of = fn(&Figures) -> &Rounds;
+
 /// Those that are wanted.
 fn wanted(amount: &Amount) -> Vec<Fault> {
     if amount.fault.is_empty() {
@@ -277,7 +280,7 @@ fn part(columns: &[Column], faults: &[Fault], rounds: u32) -> String {
         "{rounds} rounds of each, median / worst. Four jobs of `lab-writer`, O_DIRECT, a write of each every {} ms at most.\n",
         PACE.as_millis()
     );
-    let tables: [(&str, fn(&Figures) -> &Rounds); 3] = [
+    let tables: [(&str, Of); 3] = [
         ("longest write", |figures| &figures.stall),
         ("used again, after the fault's end", |figures| &figures.back),
         ("used again, after the session's return", |figures| {

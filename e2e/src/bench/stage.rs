@@ -241,6 +241,10 @@ async fn timed(guest: &Guest, script: &str) -> Result<Duration> {
     Ok(Duration::from_micros(micros))
 }
 
+/// One figure of a way.
+type OfSingle = fn(&Single) -> &Rounds;
+type OfMany = fn(&Many) -> Duration;
+
 fn part(ours: &Single, theirs: &Single, many: &Many, theirs_many: Option<&Many>, amount: &Amount) -> String {
     let mut text = format!(
         "{} rounds, median / worst; {} volumes once, {AT_ONCE} calls at a time. New ext4 volumes of {} MiB over two paths.\n\n\
@@ -249,7 +253,7 @@ fn part(ours: &Single, theirs: &Single, many: &Many, theirs_many: Option<&Many>,
         amount.volumes,
         SIZE >> 20
     );
-    let rows: [(&str, fn(&Single) -> &Rounds); 4] = [
+    let rows: [(&str, OfSingle); 4] = [
         ("stage, first on the node: login", |single| &single.first_stage),
         ("stage, sessions up: rescan", |single| &single.next_stage),
         ("unstage, sessions stay", |single| &single.next_unstage),
@@ -267,8 +271,7 @@ fn part(ours: &Single, theirs: &Single, many: &Many, theirs_many: Option<&Many>,
             times(usual.median(), own.median())
         );
     }
-    let rows: [(&str, fn(&Many) -> Duration); 2] =
-        [("staged", |many| many.stage), ("unstaged", |many| many.unstage)];
+    let rows: [(&str, OfMany); 2] = [("staged", |many| many.stage), ("unstaged", |many| many.unstage)];
     for (title, of) in rows {
         let _ = writeln!(
             text,
