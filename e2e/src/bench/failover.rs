@@ -4,6 +4,7 @@
 use std::{fmt::Write as _, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum as _;
 
 use super::{
     Amount,
@@ -37,7 +38,7 @@ const CARRIED: u64 = 10;
 const BACK: Duration = Duration::from_secs(120);
 const OURS: &str = "storagelink";
 
-/// One manager's figures, in the order of [`Fault::ALL`].
+/// One manager's figures, in the order of the faults.
 struct Column {
     manager: &'static str,
     faults: Vec<Figures>,
@@ -72,7 +73,7 @@ struct Subject<'a> {
 }
 
 /// Measures; the part of the file.
-pub(super) async fn run(report: &Report, cluster: &mut Cluster, amount: Amount) -> Result<String> {
+pub(super) async fn run(report: &Report, cluster: &mut Cluster, amount: &Amount) -> Result<String> {
     kernel_log::prepare(cluster.guest(NODE)).await?;
     kernel_log::tell_sessions(cluster.guest(NODE)).await?;
     let volume = cluster.create("bench-failover", SIZE, Form::Block).await?;
@@ -86,7 +87,7 @@ pub(super) async fn run(report: &Report, cluster: &mut Cluster, amount: Amount) 
     }
     cluster.detach(&volume, NODE).await?;
     cluster.delete(&volume).await?;
-    Ok(part(&columns, amount.rounds))
+    Ok(part(&columns, &wanted(amount), amount.rounds))
 }
 
 async fn ours(
@@ -94,7 +95,7 @@ async fn ours(
     cluster: &Cluster,
     volume: &Volume,
     context: &std::collections::HashMap<String, String>,
-    amount: Amount,
+    amount: &Amount,
 ) -> Result<Column> {
     let guest = cluster.guest(NODE);
     volume.make_directories(guest).await?;
@@ -117,7 +118,7 @@ async fn theirs(
     cluster: &Cluster,
     settings: Settings,
     lun: &Lun,
-    amount: Amount,
+    amount: &Amount,
 ) -> Result<Column> {
     let guest = cluster.guest(NODE);
     let attach = async {
@@ -140,13 +141,14 @@ async fn theirs(
 }
 
 impl Subject<'_> {
-    async fn column(&self, report: &Report, amount: Amount) -> Result<Column> {
+    async fn column(&self, report: &Report, amount: &Amount) -> Result<Column> {
         let mut faults = Vec::new();
-        for fault in Fault::ALL {
+        for fault in wanted(amount) {
             let mut figures = Figures::default();
+            let short = format!("{fault:?}").to_lowercase();
             for number in 1..=amount.rounds {
                 let title = format!("{}, {}, round {number}", self.manager, fault.title());
-                let name = format!("{}-{}-{number}", self.manager.replace(", ", "-"), fault.name());
+                let name = format!("{}-{short}-{number}", self.manager.replace(", ", "-"));
                 let round = report.step(&title, self.round(fault, &name)).await?;
                 report.say(format!(
                     "      longest write {}, back {} after the end, {} after the session",
@@ -261,12 +263,24 @@ impl Subject<'_> {
     }
 }
 
-fn part(columns: &[Column], rounds: u32) -> String {
+/// One figure of all that a fault has.
+type Of = fn(&Figures) -> &Rounds;
+
+/// Those that are wanted.
+fn wanted(amount: &Amount) -> Vec<Fault> {
+    if amount.fault.is_empty() {
+        Fault::value_variants().to_vec()
+    } else {
+        amount.fault.clone()
+    }
+}
+
+fn part(columns: &[Column], faults: &[Fault], rounds: u32) -> String {
     let mut text = format!(
         "{rounds} rounds of each, median / worst. Four jobs of `lab-writer`, O_DIRECT, a write of each every {} ms at most.\n",
         PACE.as_millis()
     );
-    let tables: [(&str, fn(&Figures) -> &Rounds); 3] = [
+    let tables: [(&str, Of); 3] = [
         ("longest write", |figures| &figures.stall),
         ("used again, after the fault's end", |figures| &figures.back),
         ("used again, after the session's return", |figures| {
@@ -279,7 +293,7 @@ fn part(columns: &[Column], rounds: u32) -> String {
             let _ = write!(text, " {} |", column.manager);
         }
         let _ = writeln!(text, "\n| --- |{}", " --- |".repeat(columns.len()));
-        for (index, fault) in Fault::ALL.iter().enumerate() {
+        for (index, fault) in faults.iter().enumerate() {
             if columns
                 .iter()
                 .all(|column| of(&column.faults[index]).count() == 0)
@@ -299,26 +313,29 @@ fn part(columns: &[Column], rounds: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::{Column, Fault, Figures, part};
+    use clap::ValueEnum as _;
     use std::time::Duration;
 
     #[test]
     fn a_figure_that_does_not_exist_has_no_row() {
+        let faults = Fault::value_variants();
         let column = |manager, millis| Column {
             manager,
-            faults: Fault::ALL
+            faults: faults
+                .iter()
                 .map(|fault| {
                     let took = Duration::from_millis(millis);
                     let mut figures = Figures::default();
-                    if fault != Fault::Both {
+                    if *fault != Fault::Both {
                         figures.stall.push(took);
                     }
                     figures.back.push(took * 2);
                     figures.after_session.push(took * 3);
                     figures
                 })
-                .into(),
+                .collect(),
         };
-        let text = part(&[column("a", 1000), column("b", 10)], 1);
+        let text = part(&[column("a", 1000), column("b", 10)], faults, 1);
         assert!(text.contains("| longest write | a | b |\n| --- | --- | --- |\n| silent loss of a fabric | 1.00 s / 1.00 s | 10.0 ms / 10.0 ms |\n"), "{text}");
         assert_eq!(text.matches(Fault::Both.title()).count(), 2, "{text}");
     }

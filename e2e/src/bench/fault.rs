@@ -13,8 +13,8 @@ const HELD: Duration = Duration::from_secs(17);
 const AWAY: Duration = Duration::from_secs(5);
 
 /// How paths are lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fault {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Fault {
     /// Fabric a swallows every packet.
     Silence,
     /// The node's interface on fabric a loses its carrier.
@@ -22,39 +22,20 @@ pub(super) enum Fault {
     /// The array resets the connection over fabric a.
     Reset,
     /// The array takes its portal on fabric a away, with the connection, and puts it back.
-    TargetStop,
+    Stop,
     /// Both fabrics swallow every packet; a comes back first.
     Both,
 }
 
 impl Fault {
-    pub(super) const ALL: [Self; 5] = [
-        Self::Silence,
-        Self::Carrier,
-        Self::Reset,
-        Self::TargetStop,
-        Self::Both,
-    ];
-
     /// In a table.
     pub(super) fn title(self) -> &'static str {
         match self {
             Self::Silence => "silent loss of a fabric",
             Self::Carrier => "carrier loss at the node",
             Self::Reset => "TCP reset by the array",
-            Self::TargetStop => "portal stopped and started",
+            Self::Stop => "portal stopped and started",
             Self::Both => "both fabrics lost silently, one back",
-        }
-    }
-
-    /// In a name.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Silence => "silence",
-            Self::Carrier => "carrier",
-            Self::Reset => "reset",
-            Self::TargetStop => "stop",
-            Self::Both => "both",
         }
     }
 
@@ -62,7 +43,7 @@ impl Fault {
     pub(super) fn held(self) -> Option<Duration> {
         match self {
             Self::Reset => None,
-            Self::TargetStop => Some(AWAY),
+            Self::Stop => Some(AWAY),
             Self::Silence | Self::Carrier | Self::Both => Some(HELD),
         }
     }
@@ -72,7 +53,7 @@ impl Fault {
             Self::Silence => node.cut(Fabric::A).await,
             Self::Carrier => node.carrier(Fabric::A, false).await,
             Self::Reset => target.shell(&reset(node, target)).await.map(drop),
-            Self::TargetStop => {
+            Self::Stop => {
                 let script = format!("rmdir {}; {}", portal(target), reset(node, target));
                 target.shell(&script).await.map(drop)
             }
@@ -89,7 +70,7 @@ impl Fault {
             Self::Silence | Self::Both => node.heal(Fabric::A).await,
             Self::Carrier => node.carrier(Fabric::A, true).await,
             Self::Reset => Ok(()),
-            Self::TargetStop => target
+            Self::Stop => target
                 .shell(&format!("mkdir -p {}", portal(target)))
                 .await
                 .map(drop),

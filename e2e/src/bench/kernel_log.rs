@@ -154,7 +154,7 @@ mod tests {
             .collect();
         let back = returned(&lines, secs(30.0)).unwrap();
         assert_eq!(back.session, back.used);
-        assert_eq!(returned(&lines[..4], secs(30.0)), None, "no session yet");
+        assert_eq!(returned(&lines[..3], secs(30.0)), None, "no session yet");
     }
 
     #[test]

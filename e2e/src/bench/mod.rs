@@ -12,6 +12,8 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 
+pub use fault::Fault;
+
 use crate::{
     artifacts::Artifacts,
     figures,
@@ -34,11 +36,14 @@ pub enum Bench {
 }
 
 /// How much is measured.
-#[derive(Debug, Clone, Copy, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Amount {
     /// Rounds of each figure
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: u32,
+    /// Faults of `failover`; may be given more than once [default: all of them]
+    #[arg(long, value_enum)]
+    pub fault: Vec<Fault>,
     /// Volumes staged at once by `stage`
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=250))]
     pub volumes: u32,
@@ -53,7 +58,7 @@ pub fn fetch(cache: &std::path::Path) -> Result<PathBuf> {
 }
 
 /// Boots a lab and measures; true when every step went well. A bench that did not end writes nothing.
-pub async fn run(bench: Bench, amount: Amount, artifacts: &Artifacts, places: &Places) -> Result<bool> {
+pub async fn run(bench: Bench, amount: &Amount, artifacts: &Artifacts, places: &Places) -> Result<bool> {
     let report = Report::verbose();
     // Before the guests make it.
     let circumstances = figures::circumstances(artifacts).await?;

@@ -47,7 +47,7 @@ struct Failover {
 }
 
 /// Measures; the part of the file.
-pub(super) async fn run(report: &Report, lab: &Lab, amount: Amount) -> Result<String> {
+pub(super) async fn run(report: &Report, lab: &Lab, amount: &Amount) -> Result<String> {
     let (guest, program) = (lab.node(0), lab.program("lab-maps"));
     let slower = report
         .step("what emulation costs a system call", slower(guest))

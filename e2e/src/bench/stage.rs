@@ -50,7 +50,7 @@ struct Many {
 }
 
 /// Measures; the part of the file.
-pub(super) async fn run(report: &Report, cluster: &mut Cluster, amount: Amount) -> Result<String> {
+pub(super) async fn run(report: &Report, cluster: &mut Cluster, amount: &Amount) -> Result<String> {
     let ours = report
         .step("single volumes, by the plugin", ours(cluster, amount.rounds))
         .await?;
@@ -241,7 +241,11 @@ async fn timed(guest: &Guest, script: &str) -> Result<Duration> {
     Ok(Duration::from_micros(micros))
 }
 
-fn part(ours: &Single, theirs: &Single, many: &Many, theirs_many: Option<&Many>, amount: Amount) -> String {
+/// One figure of a way.
+type OfSingle = fn(&Single) -> &Rounds;
+type OfMany = fn(&Many) -> Duration;
+
+fn part(ours: &Single, theirs: &Single, many: &Many, theirs_many: Option<&Many>, amount: &Amount) -> String {
     let mut text = format!(
         "{} rounds, median / worst; {} volumes once, {AT_ONCE} calls at a time. New ext4 volumes of {} MiB over two paths.\n\n\
          | | usual way (multipathd, stock) | storagelink | usual / ours |\n| --- | --- | --- | --- |\n",
@@ -249,7 +253,7 @@ fn part(ours: &Single, theirs: &Single, many: &Many, theirs_many: Option<&Many>,
         amount.volumes,
         SIZE >> 20
     );
-    let rows: [(&str, fn(&Single) -> &Rounds); 4] = [
+    let rows: [(&str, OfSingle); 4] = [
         ("stage, first on the node: login", |single| &single.first_stage),
         ("stage, sessions up: rescan", |single| &single.next_stage),
         ("unstage, sessions stay", |single| &single.next_unstage),
@@ -267,8 +271,7 @@ fn part(ours: &Single, theirs: &Single, many: &Many, theirs_many: Option<&Many>,
             times(usual.median(), own.median())
         );
     }
-    let rows: [(&str, fn(&Many) -> Duration); 2] =
-        [("staged", |many| many.stage), ("unstaged", |many| many.unstage)];
+    let rows: [(&str, OfMany); 2] = [("staged", |many| many.stage), ("unstaged", |many| many.unstage)];
     for (title, of) in rows {
         let _ = writeln!(
             text,
@@ -312,10 +315,11 @@ mod tests {
         };
         let amount = Amount {
             rounds: 1,
+            fault: Vec::new(),
             volumes: 100,
             idle: 1,
         };
-        let text = part(&single(200), &single(2000), &many, None, amount);
+        let text = part(&single(200), &single(2000), &many, None, &amount);
         assert!(
             text.contains("| stage, sessions up: rescan | 2.00 s / 2.00 s | 0.20 s / 0.20 s | 10.0 |"),
             "{text}"

@@ -94,7 +94,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         .context("start the runtime")?;
     let passed = runtime.block_on(async {
         match &arguments.command {
-            Command::Bench { name, amount } => bench::run(*name, *amount, &artifacts, &places).await,
+            Command::Bench { name, amount } => bench::run(*name, amount, &artifacts, &places).await,
             Command::Check => check::run(&artifacts, &places).await,
             Command::Demo => demo::run(&artifacts, &places).await,
             Command::Kube { names, images } => {
