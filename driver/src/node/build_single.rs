@@ -59,7 +59,8 @@ impl Work<'_> {
         });
         self.node.journal.put(volume, entry).await?;
         self.set_read_only(&disk).await?;
-        self.node.have_patience(&disk, patience_was).await;
+        let mapped = self.node.mapped_sessions().await;
+        self.node.have_patience(&disk, patience_was, &mapped).await;
         let held = Held::Single(Single {
             devno: disk.devno,
             disk: Some(storagelink_multipath::ScsiDisk {

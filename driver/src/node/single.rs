@@ -6,7 +6,9 @@
 //!
 //! It must never take a disk for the volume's because of its name alone, and never delete one that says that it is another.
 
-use std::{fs::OpenOptions, os::unix::fs::OpenOptionsExt as _, path::Path, time::Duration};
+use std::{
+    collections::BTreeSet, fs::OpenOptions, os::unix::fs::OpenOptionsExt as _, path::Path, time::Duration,
+};
 
 use nix::libc;
 use serde::{Deserialize, Serialize};
@@ -192,13 +194,16 @@ impl Inner {
             let source = format!("{} is {user}", disk.name).into();
             return Err(UnstageError::InUse { volume, source });
         }
+        let mut unwritten = None;
         if disk.is_running() && !disk.read_only {
             let (block, devno, name) = (self.host.block.clone(), disk.devno, disk.name.clone());
             let flushed = worker::run("flush-disk", FLUSH, move || block.flush(devno, &name)).await;
             let unavailable = |source: Fault| UnstageError::Engine { volume, source };
             match flushed {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => return Err(unavailable(step("flush its disk", Code::Unavailable, error))),
+                Ok(Err(error)) => {
+                    unwritten = Some(unavailable(step("flush its disk", Code::Unavailable, error)))
+                }
                 Err(error) => return Err(unavailable(step("flush its disk", Code::DeadlineExceeded, error))),
             }
         }
@@ -211,7 +216,8 @@ impl Inner {
             .and_then(|wwid| wwid.parse().ok());
         let left = match (disk.is_running(), wwid) {
             (true, Some(wwid)) => match self.engine.prove(disk.hctl, &wwid, PROVE).await {
-                Ok(_) => return Ok(Some(disk)),
+                // It is there: what it did not take may be taken by the next try.
+                Ok(_) => return unwritten.map_or(Ok(Some(disk)), Err),
                 Err(error @ ProveError::Mismatch { .. }) => chain(&error),
                 // Nobody knows better what it is than the record.
                 Err(_) if single.noted => return Ok(Some(disk)),
@@ -299,9 +305,18 @@ impl Inner {
         read.await.ok().flatten()
     }
 
+    /// The sessions that carry paths of maps. Where they cannot be read: none.
+    pub(super) async fn mapped_sessions(&self) -> BTreeSet<u32> {
+        let maps = self.engine.maps().await.unwrap_or_default();
+        maps.iter()
+            .flat_map(Map::paths)
+            .filter_map(|path| path.session)
+            .collect()
+    }
+
     /// Gives the session of a single path time to come back, unless it also carries paths of maps: those are better off without. iscsid sets
     /// its own time again with each login, so this is repeated.
-    pub(super) async fn have_patience(&self, disk: &ScsiDisk, was: Option<u32>) {
+    pub(super) async fn have_patience(&self, disk: &ScsiDisk, was: Option<u32>, mapped: &BTreeSet<u32>) {
         let Some(was) = was else { return };
         let (host, disk) = (self.host.clone(), disk.clone());
         let read = worker::run("session-timer", LOOK, move || {
@@ -311,14 +326,11 @@ impl Inner {
         let Ok(Some((session, now))) = read.await else {
             return;
         };
-        let Ok(maps) = self.engine.maps().await else {
-            return;
-        };
-        let mapped = maps
-            .iter()
-            .flat_map(Map::paths)
-            .any(|path| path.session == Some(session));
-        let wanted = if mapped { was } else { was.max(PATIENCE) }.to_string();
+        let wanted = match mapped.contains(&session) {
+            true => was,
+            false => was.max(PATIENCE),
+        }
+        .to_string();
         if now != wanted {
             self.set_timer(session, wanted).await;
         }

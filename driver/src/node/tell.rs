@@ -131,10 +131,14 @@ impl Inner {
             volumes(&host, &entries, &maps, &boot, multipathing, &known)
         });
         let Ok((volumes, disks)) = seen.await else { return };
+        let mapped = match disks.is_empty() {
+            true => BTreeSet::new(),
+            false => self.mapped_sessions().await,
+        };
         for (volume, disk, was) in &disks {
             // One that is being unstaged gets its session's time put back.
             if !self.guards.busy(*volume) {
-                self.have_patience(disk, *was).await;
+                self.have_patience(disk, *was, &mapped).await;
             }
         }
         self.of_pending(&volumes, before);

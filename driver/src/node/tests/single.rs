@@ -229,6 +229,21 @@ async fn a_disk_is_never_taken_away_under_a_mount() {
 }
 
 #[tokio::test]
+async fn what_the_array_took_away_is_let_go_of_and_what_is_there_is_written_first() {
+    let lab = Lab::new();
+    lab.multipathing("false");
+    lab.stage(ext4()).await.expect("stages");
+    lab.kernel.fail_next("FLUSH", nix::libc::EIO);
+    assert_eq!(code(lab.unstage().await, "flush its disk"), Code::Unavailable);
+    assert_eq!(lab.kernel.disks().len(), 1, "the next try may succeed");
+    // The mapping is gone: nothing takes the data any more.
+    lab.kernel.remove_lun(TARGET, LUN);
+    lab.kernel.fail_next("FLUSH", nix::libc::EIO);
+    lab.unstage().await.expect("unstages");
+    lab.assert_clean("after unstage");
+}
+
+#[tokio::test]
 async fn a_lost_path_waits_then_fails_and_never_hangs_an_unstage() {
     let lab = Lab::new();
     lab.multipathing("false");
