@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the fuzz targets with the compiler that builds everything else, and runs each for some seconds. Neither a nightly compiler nor
-# cargo-fuzz is needed: libFuzzer comes with the crate libfuzzer-sys, and its instrumentation is a pass of LLVM. With both at hand,
-# `cargo +nightly fuzz run <target>` adds the address sanitizer.
+# cargo-fuzz is needed: libFuzzer comes with the crate libfuzzer-sys, and its instrumentation is a pass of LLVM. The parsers are safe code, so
+# no sanitizer is missed.
 #
 # What a run finds new stays below target/fuzz; an input that crashes is kept there as crash-*.
 set -euo pipefail

@@ -288,6 +288,43 @@ async fn a_path_is_failed_although_a_change_of_its_map_hangs_on_another() {
     drop(joining.await);
 }
 
+#[test]
+fn a_path_that_was_exchanged_while_it_waited_for_its_turn_is_not_used() {
+    const ELSEWHERE: &str = "iqn.2026-11.com.example:u";
+    crate::worker::virtual_time::run(async {
+        let lab = lab(2).await;
+        let mut paths = lab.proven().await;
+        let second = paths.pop().unwrap();
+        lab.engine.build(spec(), paths).await.unwrap();
+        lab.kernel.set_lun(ELSEWHERE, LUN, &wwid(), GIB);
+        let session = lab.kernel.login(ELSEWHERE, "192.0.2.9", 3260);
+        scsi_device::scan(&lab.kernel.host(), &hctl(session), SHORT)
+            .await
+            .unwrap();
+        let third = lab.engine.prove(hctl(session), &wwid(), SHORT).await.unwrap();
+
+        lab.kernel.hang("RESUME");
+        let join = |path: ProvenPath| {
+            let engine = lab.engine.clone();
+            tokio::spawn(async move { engine.join(&wwid(), path).await })
+        };
+        let (first, waiting) = (join(second), join(third));
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        lab.kernel.set_lun(ELSEWHERE, LUN, &other(), GIB);
+        lab.kernel.tick();
+        lab.kernel.release("RESUME");
+        first.await.unwrap().unwrap();
+        let error = waiting.await.unwrap().unwrap_err();
+        assert!(matches!(error, BuildError::Gone { .. }), "{error}");
+        assert_eq!(lab.map().await.paths().count(), 2);
+        assert!(
+            lab.kernel.violations().is_empty(),
+            "{:?}",
+            lab.kernel.violations()
+        );
+    });
+}
+
 #[tokio::test]
 async fn a_path_whose_disk_is_gone_is_failed() {
     let lab = lab(2).await;

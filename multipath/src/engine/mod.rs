@@ -30,7 +30,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+use tokio::{
+    sync::{Mutex as AsyncMutex, OwnedMutexGuard},
+    time::Instant,
+};
 
 #[cfg(fuzzing)]
 pub(crate) use kernel_events::fuzz as fuzz_kernel_event;
@@ -51,6 +54,8 @@ use crate::{
 
 /// Time for device-mapper calls on a map whose paths are well; measured at 0.1 s on an emulated machine.
 const KERNEL_DEADLINE: Duration = Duration::from_secs(20);
+/// How old the proof of a path may get while it waits for an earlier change of the map.
+const PROOF: Duration = Duration::from_secs(1);
 /// Unit attentions that are passed over before an answer counts: after a reset a device has a few of them to tell.
 const UNIT_ATTENTIONS: usize = 5;
 
@@ -185,6 +190,13 @@ impl Engine {
             })
     }
 
+    /// The volume's lock for a change of its paths, and whether it was waited for so long that their proofs are too old.
+    async fn turn(&self, wwid: &Wwid) -> Result<(Held, bool), WorkerError> {
+        let asked = Instant::now();
+        let held = self.lock(wwid, KERNEL_DEADLINE).await?;
+        Ok((held, asked.elapsed() > PROOF))
+    }
+
     /// The volume's lock, unless something holds it.
     fn try_lock(&self, wwid: &Wwid) -> Option<Held> {
         self.lock_of(wwid).try_lock_owned().ok().map(Arc::new)
@@ -204,11 +216,12 @@ impl Engine {
     /// # Errors
     /// See [`BuildError`]; a map that did not exist before does not exist after an error.
     pub async fn build(&self, spec: MapSpec, paths: Vec<ProvenPath>) -> Result<Map, BuildError> {
-        let guard = self.lock(&spec.wwid, KERNEL_DEADLINE).await?;
+        let (guard, late) = self.turn(&spec.wwid).await?;
         self.set_policy(&spec.wwid, spec.policy);
         let host = self.host.clone();
         worker::run("build-map", KERNEL_DEADLINE, move || {
             let _held = guard;
+            let paths = if late { prove_anew(&host, paths)? } else { paths };
             build::build(&host, &spec, &paths)
         })
         .await?
@@ -219,11 +232,15 @@ impl Engine {
     /// # Errors
     /// See [`BuildError`]; [`BuildError::PathBlocked`] passes by itself: try again.
     pub async fn join(&self, wwid: &Wwid, path: ProvenPath) -> Result<Map, BuildError> {
-        let guard = self.lock(wwid, KERNEL_DEADLINE).await?;
+        let (guard, late) = self.turn(wwid).await?;
         let (host, wwid, policy) = (self.host.clone(), wwid.clone(), self.policy(wwid));
         worker::run("join-path", KERNEL_DEADLINE, move || {
             let _held = guard;
-            build::join(&host, &wwid, &path, policy)
+            let mut paths = vec![path];
+            if late {
+                paths = prove_anew(&host, paths)?;
+            }
+            build::join(&host, &wwid, &paths[0], policy)
         })
         .await?
     }
@@ -337,6 +354,21 @@ fn full(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// Asks paths again that have waited since their proof. Blocking.
+fn prove_anew(host: &Host, paths: Vec<ProvenPath>) -> Result<Vec<ProvenPath>, BuildError> {
+    let again = |path: ProvenPath| {
+        prove(host, path.disk.hctl, &path.wwid).map_err(|error| {
+            tracing::warn!(device = path.disk.name, hctl = %path.disk.hctl, wwid = %path.wwid, error = full(&error),
+                "the path does not prove itself any more");
+            BuildError::Gone {
+                device: path.disk.name,
+                hctl: path.disk.hctl,
+            }
+        })
+    };
+    paths.into_iter().map(again).collect()
 }
 
 /// Asks one disk for its identity and compares.

@@ -22,7 +22,7 @@ use super::tests;
 use crate::{policy::NoPathRetry, worker::virtual_time};
 
 /// Sequences that are tried without `STORAGELINK_MODEL_CASES`. The same ones each time: more only continue the row.
-const CASES: u32 = 60;
+const CASES: u32 = 40;
 /// Events in a sequence at most.
 const LONGEST: usize = 24;
 
