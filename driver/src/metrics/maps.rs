@@ -149,6 +149,9 @@ impl Maps {
     }
 }
 
+/// Histograms have none here; the encoder wants to know of which kind.
+type NoExemplar = Exemplar<[(&'static str, &'static str); 0], f64>;
+
 fn times(encoder: &mut DescriptorEncoder<'_>, maps: &[MapRecord]) -> Result {
     let help = "How long the map of a volume held I/O without a usable path";
     let unit = Unit::Seconds;
@@ -166,7 +169,7 @@ fn times(encoder: &mut DescriptorEncoder<'_>, maps: &[MapRecord]) -> Result {
         let labels = of_volume(map);
         let bounds = STALL_BOUNDS.into_iter().chain([f64::MAX]);
         let buckets: Vec<(f64, u64)> = bounds.zip(map.stalls).collect();
-        let exemplars: Option<&HashMap<usize, Exemplar<[(&str, &str); 0], f64>>> = None;
+        let exemplars: Option<&HashMap<usize, NoExemplar>> = None;
         metric.encode_family(&labels)?.encode_histogram(
             map.stalled.as_secs_f64(),
             map.stalls.iter().sum(),

@@ -202,7 +202,7 @@ impl Inner {
             match flushed {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    unwritten = Some(unavailable(step("flush its disk", Code::Unavailable, error)))
+                    unwritten = Some(unavailable(step("flush its disk", Code::Unavailable, error)));
                 }
                 Err(error) => return Err(unavailable(step("flush its disk", Code::DeadlineExceeded, error))),
             }

@@ -313,6 +313,9 @@ fn went_read_only(mount: &MountPoint) -> bool {
         && !has(&mount.options)
 }
 
+/// A volume without multipathing, its disk, and what the time of its session was.
+type SingleOf = (Uuid, ScsiDisk, Option<u32>);
+
 /// The volumes of this node, and the disks of those without multipathing with what their sessions' time was. Reads sysfs only.
 fn volumes(
     host: &Host,
@@ -321,7 +324,7 @@ fn volumes(
     boot: &str,
     multipathing: bool,
     known: &BTreeMap<String, Volume>,
-) -> (Vec<Volume>, Vec<(Uuid, ScsiDisk, Option<u32>)>) {
+) -> (Vec<Volume>, Vec<SingleOf>) {
     let id_of = |volume: &str| {
         let entry = entries.iter().find(|(uuid, _)| uuid.to_string() == volume);
         entry.map_or_else(|| volume.to_owned(), |(_, entry)| entry.volume_id.clone())

@@ -115,7 +115,7 @@ async fn a_device_that_comes_anew_continues_the_record_of_its_portal() {
     let map = lab.engine.build(spec(), lab.proven().await).await.unwrap();
     let ledger = Ledger::default();
     ledger.saw(lab.engine.host(), &map);
-    let mut changed = map.clone();
+    let mut changed = map;
     let old = changed.groups[0].paths[0].devno;
     changed.groups[0].paths[0].devno = DevNo {
         major: 8,

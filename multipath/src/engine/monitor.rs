@@ -148,10 +148,12 @@ impl Engine {
                     sweep = sweep.min(Instant::now() + BLIND_SWEEP);
                 }
             }
+            // Hundreds of maps that lose a fabric must not keep a processor busy with looks.
+            let pause = REPAIR_LOOK.max(start.elapsed() * REST);
             let next = if unwell.is_empty() {
                 sweep
             } else {
-                sweep.min(Instant::now() + REPAIR_LOOK)
+                sweep.min(Instant::now() + pause)
             };
             let event = async {
                 tokio::select! {

@@ -277,11 +277,11 @@ mod tests {
             "naa.6001405123456789abc4def812345678",
             "6001405123456789abc4def812345678",
         ] {
-            let found = find(&host(), &maps, &told, name).ok().expect(name);
+            let found = find(&host(), &maps, &told, name).expect(name);
             assert_eq!(found.map.map(|map| map.volume.as_str()), Some("v"));
             assert_eq!(found.told.map(|told| told.volume_id.as_str()), Some("v@array"));
         }
-        let found = find(&host(), &maps, &told, "w").ok().expect("w");
+        let found = find(&host(), &maps, &told, "w").expect("w");
         assert_eq!(
             found.disk_state.as_deref(),
             Some("gone"),
@@ -299,7 +299,7 @@ mod tests {
     #[test]
     fn why_and_since_when_is_told_and_less_without_a_plugin() {
         let (maps, told) = ([map()], [told()]);
-        let found = find(&host(), &maps, &told, "v").ok().expect("found");
+        let found = find(&host(), &maps, &told, "v").expect("found");
         let all = text(&found, NOW);
         for line in [
             "volume v@array\n",
@@ -317,7 +317,7 @@ mod tests {
         ] {
             assert!(all.contains(line), "{line:?} is not in\n{all}");
         }
-        let alone = find(&host(), &maps, &[], "v").ok().expect("found");
+        let alone = find(&host(), &maps, &[], "v").expect("found");
         let less = text(&alone, NOW);
         assert!(less.contains("no node plugin has told why"), "{less}");
         assert!(less.contains("failures 1  reads 10  writes 200"), "{less}");
