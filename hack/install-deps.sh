@@ -6,14 +6,14 @@ set -euo pipefail
 
 build=(build-essential pkg-config libdevmapper-dev libclang-14-dev)
 lab=(busybox-static cpio iproute2 kmod xz-utils zstd dbus udev util-linux
-     targetcli-fb open-iscsi multipath-tools lsscsi sg3-utils fio
+     targetcli-fb open-iscsi lsscsi sg3-utils fio
      e2fsprogs xfsprogs btrfs-progs)
 # The cluster lab: Debian's packages of what a worker runs and of the control plane's store.
 kube=(containerd runc crun etcd-server containernetworking-plugins nftables)
 # The images: an engine, and the base that it builds on.
 images=(docker.io mmdebstrap)
-# Not here: multipath-tools. Its installation would start multipathd on this machine and change udev's rules in every guest; the benches
-# fetch it and unpack it for their own guests (e2e/src/packages.rs).
+# Not here: multipath-tools. Its installation would start multipathd on this machine and change udev's rules in every guest; what needs it
+# fetches it and unpacks it in its own guests (e2e/src/packages.rs).
 qemu_minimum=8.1
 
 missing=()

@@ -7,8 +7,6 @@ mod kernel_log;
 mod scale;
 mod stage;
 
-use std::path::PathBuf;
-
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 
@@ -18,7 +16,6 @@ use crate::{
     artifacts::Artifacts,
     figures,
     lab::{Lab, LabSpec, Places},
-    packages,
     report::Report,
     roles::multipathd,
     suites::cluster::Cluster,
@@ -50,11 +47,6 @@ pub struct Amount {
     /// Seconds of rest whose processor time `scale` counts
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
     pub idle: u32,
-}
-
-/// What only these benches' guests have, fetched while there is a network.
-pub fn fetch(cache: &std::path::Path) -> Result<PathBuf> {
-    packages::unpacked(cache, "multipath-tools").context("multipath-tools for the guests")
 }
 
 /// Boots a lab and measures; true when every step went well. A bench that did not end writes nothing.

@@ -10,6 +10,7 @@ use storagelink_e2e::{
     check, demo, isolate,
     kube::suites::{self as kube, KubeSuite},
     lab::Places,
+    roles::multipathd,
     suites::{self, Suite},
 };
 
@@ -75,8 +76,13 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     let Some(state) = isolate::handed_over() else {
         let cache = artifacts::cache_directory();
         let mut artifacts = artifacts::prepare(&cache, arguments.kernel.as_deref())?;
-        if matches!(arguments.command, Command::Bench { .. }) {
-            artifacts.multipath_tools = Some(bench::fetch(&cache)?);
+        let peer = match arguments.command {
+            Command::Bench { .. } => true,
+            Command::Suite { name } => name.needs_multipathd(),
+            _ => false,
+        };
+        if peer {
+            artifacts.multipath_tools = Some(multipathd::fetch(&cache)?);
         }
         return isolate::enter(&serde_json::to_string(&artifacts).context("write the lab's state")?);
     };

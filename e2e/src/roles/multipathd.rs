@@ -1,6 +1,9 @@
-//! The peer of the benches: multipathd and iscsiadm as an administrator sets them up, in a node guest with udev.
+//! The peer: multipathd and iscsiadm as an administrator sets them up, in a node guest with udev.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -85,6 +88,11 @@ impl Lun {
     pub fn device(&self) -> String {
         format!("/dev/mapper/{}", self.map)
     }
+}
+
+/// The packages, fetched while there is a network.
+pub fn fetch(cache: &Path) -> Result<PathBuf> {
+    packages::unpacked(cache, "multipath-tools").context("multipath-tools for the guests")
 }
 
 /// Lays the packages over the guest's root; udev must not run there yet.

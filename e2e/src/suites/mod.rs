@@ -87,6 +87,12 @@ impl Suite {
         }
     }
 
+    /// multipath-tools has to be fetched for it.
+    #[must_use]
+    pub fn needs_multipathd(self) -> bool {
+        self.members().contains(&Self::Others)
+    }
+
     fn name(self) -> String {
         self.to_possible_value()
             .map_or_else(String::new, |value| value.get_name().to_owned())
@@ -121,7 +127,7 @@ pub async fn run(suite: Suite, artifacts: &Artifacts, places: &Places) -> Result
             Suite::Edges => edges::run(&report, &cluster).await,
             Suite::Tools => tools::run(&report, &mut cluster).await,
             Suite::Switch => switch::run(&report, &mut cluster).await,
-            Suite::Others => others::run(&report, &mut cluster).await,
+            Suite::Others => others::run(&report, &mut cluster, artifacts).await,
             Suite::Many => many::run(&report, &cluster).await,
             Suite::Sanity => sanity::run(&report, &cluster).await,
             Suite::Kill => kill::run(&report, &mut cluster).await,

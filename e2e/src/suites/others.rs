@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use tonic::Code;
 
 use super::{
@@ -11,10 +11,11 @@ use super::{
     volume::Volume,
 };
 use crate::{
+    artifacts::Artifacts,
     guest::Guest,
     net::Fabric,
     report::Report,
-    roles::{array, inspect},
+    roles::{array, inspect, multipathd},
     wait,
 };
 
@@ -26,8 +27,10 @@ const LIMIT: Duration = Duration::from_secs(30);
 const INSTALLED: &str = "ls /etc/udev/rules.d/*storagelink-csi.rules /etc/multipath/conf.d/storagelink-csi.conf 2>/dev/null | wc -l";
 
 /// Runs the steps in order; the first that fails ends the suite. The node has neither udev nor multipathd at the end, and its usual plugin.
-pub async fn run(report: &Report, cluster: &mut Cluster) -> Result<()> {
+pub async fn run(report: &Report, cluster: &mut Cluster, artifacts: &Artifacts) -> Result<()> {
     let guest = cluster.guest(NODE);
+    let tree = artifacts.multipath_tools.as_ref().context("multipath-tools")?;
+    multipathd::install(guest, tree).await?;
     guest.exec(&["/lib/systemd/systemd-udevd", "--daemon"]).await?;
     guest.exec(&["udevadm", "trigger", "--action=add"]).await?;
     guest
