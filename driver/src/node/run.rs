@@ -38,7 +38,8 @@ use crate::{
     server::{Services, socket_path, termination},
 };
 
-/// How often sessions are looked for that nobody uses. It reads the plugin's own records and sysfs.
+/// How often volumes are looked for that lack a path (its SCSI device was deleted, whoever did it), and sessions that nobody uses. It reads the
+/// plugin's own records, the maps and sysfs.
 const SWEEP: Duration = Duration::from_secs(30);
 /// Time for modprobe: it reads files and runs a module's own start.
 const MODPROBE: Duration = Duration::from_secs(30);
@@ -195,7 +196,7 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
             again.tick().await;
             loop {
                 again.tick().await;
-                node.sweep().await;
+                node.go_on().await;
             }
         }
     });
@@ -341,7 +342,7 @@ impl Node {
         texts.inspect(|text| tracing::warn!("{text}")).collect()
     }
 
-    /// Goes on from what a predecessor left: brings up paths that are missing, ends sessions that nobody uses.
+    /// Goes on from what a predecessor left, or somebody took: brings up paths that are missing, ends sessions that nobody uses.
     pub async fn go_on(&self) {
         self.bring_up_missing().await;
         self.sweep().await;
@@ -377,7 +378,8 @@ impl Node {
 
     async fn bring_up_missing(&self) {
         match self.resume_joins().await {
-            Ok(started) => tracing::info!(started, "looked after the volumes of this node"),
+            Ok(0) => {}
+            Ok(started) => tracing::info!(started, "volumes of this node lack paths: they are brought up"),
             Err(error) => tracing::warn!(
                 error = chain(error.as_ref()),
                 "cannot look after this node's volumes"
@@ -406,6 +408,13 @@ impl Node {
             };
             let there = map.paths().filter(|p| !p.name.is_empty()).count();
             if !entry.staged || there >= context.portals.len() {
+                continue;
+            }
+            // Never under an unstage: a device would appear behind its back. One that comes later finds the task, and ends it.
+            let Ok(_guard) = self.0.guards.take(volume) else {
+                continue;
+            };
+            if self.0.engine.find(&map.wwid).await?.is_none() {
                 continue;
             }
             let portals = context.portals.clone();

@@ -1,6 +1,6 @@
 //! Proves the paths in use again and again: a LUN that an array exchanged under a path that never failed is noticed here, and nowhere else.
 //!
-//! Every [`CYCLE`], and as soon as a device tells of a change that can mean it (a unit attention), each usable path is asked for VPD page 0x83,
+//! Every [`CYCLE`], and as soon as a device tells of a change that can mean it (a unit attention), each path is asked for VPD page 0x83,
 //! live. One that names another disk is failed at once, even if it is the last: held I/O is better than I/O to somebody else's data. Then it
 //! leaves the table and its SCSI device goes, unless it is the only path: that one stays, failed, and comes back when it leads to the volume
 //! again. A path that gives no answer is the monitor's business.
@@ -67,7 +67,7 @@ impl Engine {
         }
     }
 
-    /// Asks every usable path, and has each map follow its array. Ends when all have answered or run into their deadline. Answers whether
+    /// Asks every path whose device takes commands, and has each map follow its array. Ends when all have answered or run into their deadline. Answers whether
     /// something waits to settle.
     async fn prove_again(&self, memory: &Shared, pending: &mut Pending) -> bool {
         let maps = match self.maps().await {
@@ -84,8 +84,9 @@ impl Engine {
             .collect();
         let mut paths = Vec::new();
         for map in &maps {
-            let usable = map.paths().filter(|path| path.is_usable());
-            paths.extend(usable.map(|path| (map.clone(), path.clone())));
+            // One that is failed is asked where it leads through: its port may be in standby.
+            let answering = map.paths().filter(|path| path.device_state == "running");
+            paths.extend(answering.map(|path| (map.clone(), path.clone())));
         }
         let mut ports: HashMap<String, Vec<Port>> = HashMap::new();
         let mut keep = |answers: Vec<(Arc<Map>, Port)>| {
@@ -140,7 +141,8 @@ impl Engine {
                             group,
                         },
                     )),
-                    Err(error @ ProveError::Mismatch { .. }) => {
+                    // One that is failed is the monitor's business.
+                    Err(error @ ProveError::Mismatch { .. }) if path.active => {
                         let engine = self.clone();
                         runtime.spawn(async move { engine.misled(&map, &path, &error, busy).await });
                     }
@@ -193,7 +195,7 @@ impl Engine {
     }
 }
 
-/// Asks a path that was usable just now for its identity; answers its target port group. Blocking. Most paths are what they are: only for
+/// Asks a path whose device took commands just now for its identity; answers its target port group. Blocking. Most paths are what they are: only for
 /// another answer than the expected one everything about the disk is read, which costs many times the question.
 fn leads_to(host: &Host, path: &PathView, wwid: &Wwid) -> Result<Option<u16>, ProveError> {
     let here = Place::of(host, path.devno)

@@ -93,6 +93,20 @@ async fn a_group_that_takes_no_io_any_more_is_left_without_waiting() {
 }
 
 #[tokio::test]
+async fn a_path_that_the_kernel_failed_for_its_standby_goes_behind_the_others() {
+    let lab = asymmetric([OPTIMIZED, STANDBY]).await;
+    let map = lab.engine.build(spec(), lab.proven().await).await.unwrap();
+    lab.kernel.set_port_group(lab.sessions[1], 2, OPTIMIZED);
+    lab.kernel.set_port_group(lab.sessions[0], 1, STANDBY);
+    let failed = format!("fail_path {}", map.groups[0].paths[0].devno);
+    lab.kernel.host().dm.message(&map.name, &failed).unwrap();
+    lab.watch("it is the last, and well", |map| {
+        hosts(map) == [[lab.sessions[1]], [lab.sessions[0]]] && map.paths().all(|path| path.active)
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_better_group_that_is_back_is_used_again_after_a_while() {
     let lab = asymmetric([OPTIMIZED, NON_OPTIMIZED]).await;
     lab.engine.build(spec(), lab.proven().await).await.unwrap();

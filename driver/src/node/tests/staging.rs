@@ -1,5 +1,7 @@
 //! Stage, unstage and expand.
 
+use storagelink_multipath::scsi_device;
+
 use super::*;
 
 #[tokio::test]
@@ -128,6 +130,32 @@ async fn one_dead_portal_is_joined_later_and_none_at_all_is_unavailable() {
     tokio::time::timeout(std::time::Duration::from_secs(20), joined)
         .await
         .expect("the late path joins");
+    lab.unstage().await.expect("unstages");
+    lab.assert_clean("after unstage");
+}
+
+#[tokio::test]
+async fn a_path_whose_device_somebody_deleted_is_brought_up_again_but_not_under_another_call() {
+    let lab = Lab::new();
+    lab.stage(ext4()).await.expect("stages");
+    let host = lab.kernel.host();
+    let disk = scsi_device::find(&host, &lab.kernel.disks()[0]).expect("a disk");
+    scsi_device::delete(&host, &disk).expect("deletes");
+    let volume = VOLUME.parse().expect("a UUID");
+    let busy = lab.node.0.guards.take(volume).expect("nobody works on it");
+    lab.node.go_on().await;
+    assert_eq!(lab.node.0.joins.running(), 0, "somebody may be taking it apart");
+    drop(busy);
+    lab.node.go_on().await;
+    let joined = async {
+        let there = |map: &Map| map.paths().filter(|path| !path.name.is_empty()).count();
+        while there(&lab.map().await.expect("a map")) < 2 {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), joined)
+        .await
+        .expect("the path is there again");
     lab.unstage().await.expect("unstages");
     lab.assert_clean("after unstage");
 }
