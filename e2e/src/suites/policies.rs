@@ -151,13 +151,13 @@ async fn fails(cluster: &Cluster) -> Result<Duration> {
         )
         .await?;
     volume.bring_up(cluster, NODE).await?;
-    for fabric in Fabric::ALL {
+    for fabric in [Fabric::A, Fabric::B] {
         guest.cut(fabric).await?;
     }
     let start = std::time::Instant::now();
     let failed = write(cluster, &volume).await;
     let took = start.elapsed();
-    for fabric in Fabric::ALL {
+    for fabric in [Fabric::A, Fabric::B] {
         guest.heal(fabric).await?;
     }
     let error = failed.err().context("a write without a path was acknowledged")?;
