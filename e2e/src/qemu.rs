@@ -68,9 +68,10 @@ impl Machine {
                 .map(str::to_owned)
                 .collect();
         let mut add = |option: &str, value: String| argv.extend([option.to_owned(), value]);
-        // Hardening costs an emulated processor more than a real one, and shows nothing here.
+        // Hardening costs an emulated processor more than a real one, and shows nothing here. On a busy machine the emulated timer ticks late, and
+        // the kernel's check of it at boot would panic.
         let append = format!(
-            "console=ttyS0 quiet panic=-1 mitigations=off init_on_alloc=0 hardened_usercopy=off apparmor=0 audit=0 net.ifnames=0 lab.name={} lab.index={} lab.kernel={} \
+            "console=ttyS0 quiet panic=-1 no_timer_check mitigations=off init_on_alloc=0 hardened_usercopy=off apparmor=0 audit=0 net.ifnames=0 lab.name={} lab.index={} lab.kernel={} \
              lab.modules={} lab.agent={}",
             self.name,
             self.index,

@@ -21,7 +21,9 @@ const OURS: &str = "run/storagelink-csi/wwid";
 /// - 59: before 60-multipath.rules asks multipath about a disk (multipath-tools, multipath/multipath.rules).
 /// - 61: after 60-multipath.rules and 60-persistent-storage.rules have set these; LVM (69-dm-lvm.rules) and udisks (80-udisks2.rules) leave a disk with
 ///   `DM_MULTIPATH_DEVICE_PATH` alone, systemd (99-systemd.rules) one that is not ready.
-/// - multipath: a property by which a device is left alone (multipath.conf(5), blacklist section).
+/// - multipath: a property by which a device is left alone (multipath.conf(5), blacklist section). Its name must come before `ID_WWN` in the alphabet:
+///   the properties are gone through in that order, and `ID_WWN`, which every disk has, is an exception by default (libmultipath/blacklist.c,
+///   filter_property).
 const FILES: [(&str, &str); 4] = [
     (
         "etc/udev/rules.d/11-dm-storagelink-csi.rules",
@@ -32,19 +34,19 @@ SUBSYSTEM=="block", KERNEL=="dm-*", ENV{DM_UUID}=="storagelink-?*", ENV{DM_NOSCA
     (
         "etc/udev/rules.d/59-storagelink-csi.rules",
         r#"# Paths: disks with the identity of a volume that is used here.
-SUBSYSTEM=="block", ENV{DEVTYPE}=="disk", KERNEL=="sd*", ATTRS{wwid}=="naa.*", TEST=="/run/storagelink-csi/wwid/$attr{wwid}", ENV{STORAGELINK_CSI}="1"
+SUBSYSTEM=="block", ENV{DEVTYPE}=="disk", KERNEL=="sd*", ATTRS{wwid}=="naa.*", TEST=="/run/storagelink-csi/wwid/$attr{wwid}", ENV{CSI_STORAGELINK}="1"
 "#,
     ),
     (
         "etc/udev/rules.d/61-storagelink-csi.rules",
         r#"# Paths: for LVM, udisks and systemd they are parts of something else.
-SUBSYSTEM=="block", ENV{STORAGELINK_CSI}=="1", ENV{DM_MULTIPATH_DEVICE_PATH}="1", ENV{ID_FS_TYPE}="mpath_member", ENV{UDISKS_IGNORE}="1", ENV{SYSTEMD_READY}="0", OPTIONS+="nowatch"
+SUBSYSTEM=="block", ENV{CSI_STORAGELINK}=="1", ENV{DM_MULTIPATH_DEVICE_PATH}="1", ENV{ID_FS_TYPE}="mpath_member", ENV{UDISKS_IGNORE}="1", ENV{SYSTEMD_READY}="0", OPTIONS+="nowatch"
 "#,
     ),
     (
         "etc/multipath/conf.d/storagelink-csi.conf",
         r#"blacklist {
-    property "STORAGELINK_CSI"
+    property "CSI_STORAGELINK"
 }
 "#,
     ),

@@ -88,21 +88,21 @@ pub async fn cut(cluster: &Cluster, writers: &Writers, places: &[Place], fabric:
     })
     .await?;
     let begun = tokio::time::Instant::now();
-    told(cluster, &places[0], "PathLost", &dead).await?;
+    told(cluster, &places[0], ["PathLost", "LastPath"], &dead).await?;
     tokio::time::sleep_until(begun + ON_ONE_FABRIC).await;
     writers.all_progress(cluster, places).await
 }
 
-/// The node, the claim and the pod say what became of the paths over a portal.
-async fn told(cluster: &Cluster, place: &Place, reason: &str, address: &str) -> Result<()> {
+/// The node, the claim and the pod say what became of the paths over a portal. `reasons`: on the node, and on the others.
+async fn told(cluster: &Cluster, place: &Place, reasons: [&str; 2], address: &str) -> Result<()> {
     let claim = format!("data-{}", place.pod);
     let node = cluster.guest(place.node).name();
     let objects = [
-        ("Node", node),
-        ("PersistentVolumeClaim", &claim),
-        ("Pod", &place.pod),
+        ("Node", node, reasons[0]),
+        ("PersistentVolumeClaim", &claim, reasons[1]),
+        ("Pod", &place.pod, reasons[1]),
     ];
-    for (kind, name) in objects {
+    for (kind, name, reason) in objects {
         cluster
             .kubectl
             .told(kind, name, &[reason, address], OUT_LIMIT)
@@ -130,7 +130,7 @@ pub async fn heal(cluster: &Cluster, places: &[Place], fabric: Fabric) -> Result
     told(
         cluster,
         &places[0],
-        "PathBack",
+        ["PathBack"; 2],
         &cluster.lab.array().address(fabric),
     )
     .await?;

@@ -79,7 +79,7 @@ async fn steps(report: &Report, cluster: &Cluster, writers: &Writers, pod: &str,
             "every write that the frozen worker acknowledged is there",
             async {
                 let verdict = writers.verify_from(cluster, pod, old).await?;
-                ensure!(verdict.acknowledged > 20, "{verdict:?}");
+                ensure!(verdict.acknowledged > 5, "{verdict:?}");
                 Ok(())
             },
         )
