@@ -38,8 +38,11 @@ fn of_path<'a>(volume: &'a str, path: &'a str) -> [(&'static str, &'a str); 2] {
     [("volume", volume), ("path", path)]
 }
 
-/// No exemplar.
-type No<'a> = Option<&'a Exemplar<[(&'static str, &'static str); 0], f64>>;
+/// There are no exemplars here; the encoder wants to know of which kind.
+type NoExemplar = Exemplar<[(&'static str, &'static str); 0], f64>;
+
+/// No exemplar of a counter.
+type No<'a> = Option<&'a NoExemplar>;
 
 type Result = std::result::Result<(), fmt::Error>;
 
@@ -148,9 +151,6 @@ impl Maps {
         Ok(())
     }
 }
-
-/// Histograms have none here; the encoder wants to know of which kind.
-type NoExemplar = Exemplar<[(&'static str, &'static str); 0], f64>;
 
 fn times(encoder: &mut DescriptorEncoder<'_>, maps: &[MapRecord]) -> Result {
     let help = "How long the map of a volume held I/O without a usable path";

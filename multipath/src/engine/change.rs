@@ -54,7 +54,7 @@ impl<'a> Change<'a> {
     }
 
     /// The live table; `None` without one.
-    pub(super) fn table(&self) -> Result<Option<MultipathTable>, BuildError> {
+    fn table(&self) -> Result<Option<MultipathTable>, BuildError> {
         let table = self.host.dm.table(self.name).map_err(self.kernel())?;
         let parsed = table.first().map(|line| line.params.parse()).transpose();
         parsed.map_err(|source| BuildError::Table {
