@@ -94,7 +94,12 @@ impl Engine {
             _ => return,
         };
         // An error: nobody listens.
-        let _ = self.notices.send(Notice {
+        let _ = self.notices.send(self.of_map(map, change));
+    }
+
+    /// What is told of the map itself, and of any of its paths.
+    fn of_map(&self, map: &Map, change: Change) -> Notice {
+        Notice {
             volume: map.volume.clone(),
             wwid: map.wwid.clone(),
             change,
@@ -103,7 +108,7 @@ impl Engine {
             usable: map.paths().filter(|path| path.is_usable()).count(),
             paths: map.paths().count(),
             no_path_retry: self.policy(&map.wwid).no_path_retry,
-        });
+        }
     }
 
     /// `names`: of device and portal, where they are not known any more.
@@ -112,14 +117,10 @@ impl Engine {
         let out = matches!(change, Change::Misled | Change::LeftOut);
         let usable = |other: &&PathView| other.is_usable() && !(out && other.devno == path.devno);
         Notice {
-            volume: map.volume.clone(),
-            wwid: map.wwid.clone(),
-            change,
             device: or(&path.name, names.0),
             portal: or(&path.portal, names.1),
             usable: map.paths().filter(usable).count(),
-            paths: map.paths().count(),
-            no_path_retry: self.policy(&map.wwid).no_path_retry,
+            ..self.of_map(map, change)
         }
     }
 }
