@@ -198,6 +198,17 @@ pub async fn scan(host: &Host, hctl: &Hctl, deadline: Duration) -> Result<ScsiDi
     }
 }
 
+/// Makes the kernel ask a disk for its size again. The disk as it is then; `None` when it is gone, or another one is at its address. Blocking: a
+/// device that does not take commands keeps the caller.
+///
+/// # Errors
+/// The kernel refused the write.
+pub fn rescan(host: &Host, disk: &ScsiDisk) -> io::Result<Option<ScsiDisk>> {
+    host.sysfs
+        .write(&format!("{}/rescan", device_directory(disk.hctl)), "1")?;
+    Ok(find(host, &disk.hctl).filter(|now| now.is_same(disk)))
+}
+
 /// Deletes the disk from this host; the LUN stays as it is. A disk that is gone, or another one at its address, is left alone.
 ///
 /// # Errors

@@ -112,11 +112,7 @@ impl Single {
 }
 
 fn fault(code: Code, source: impl std::error::Error + Send + Sync + 'static) -> Fault {
-    Fault {
-        step: "look for its disk",
-        code,
-        source: Box::new(source),
-    }
+    step("look for its disk", code, source)
 }
 
 fn overdue(source: WorkerError) -> Fault {
@@ -269,12 +265,10 @@ impl Inner {
     pub(super) async fn rescan(&self, disk: &ScsiDisk) -> Result<u64, Fault> {
         let (host, disk) = (self.host.clone(), disk.clone());
         let done = worker::run("rescan-disk", RESCAN, move || {
-            let attribute = format!("class/scsi_device/{}/device/rescan", disk.hctl);
             if !disk.is_running() {
                 return Err(std::io::Error::other(format!("{} is {}", disk.name, disk.state)));
             }
-            host.sysfs.write(&attribute, "1")?;
-            let now = scsi_device::find(&host, &disk.hctl).filter(|now| now.is_same(&disk));
+            let now = scsi_device::rescan(&host, &disk)?;
             let gone = || std::io::Error::other(format!("{} is gone", disk.name));
             now.map(|now| now.size_bytes).ok_or_else(gone)
         });

@@ -111,22 +111,18 @@ fn fresh_size(host: &Host, path: &ProvenPath, size_bytes: u64) -> Result<ProvenP
     if path.disk.size_bytes >= size_bytes {
         return Ok(path.clone());
     }
-    rescan(host, &path.disk)?;
-    let now = scsi_device::find(host, &path.disk.hctl).filter(|now| now.is_same(&path.disk));
+    let now = rescan(host, &path.disk)?;
     Ok(ProvenPath {
         disk: now.unwrap_or_else(|| path.disk.clone()),
         ..path.clone()
     })
 }
 
-/// Makes the kernel ask a disk for its size again.
-fn rescan(host: &Host, disk: &ScsiDisk) -> Result<(), BuildError> {
-    host.sysfs
-        .write(&format!("class/scsi_device/{}/device/rescan", disk.hctl), "1")
-        .map_err(|source| BuildError::Rescan {
-            device: disk.name.clone(),
-            source,
-        })
+fn rescan(host: &Host, disk: &ScsiDisk) -> Result<Option<ScsiDisk>, BuildError> {
+    scsi_device::rescan(host, disk).map_err(|source| BuildError::Rescan {
+        device: disk.name.clone(),
+        source,
+    })
 }
 
 /// A path that is shorter than the map would be refused at the swap. A longer one is a volume that has grown and waits for its resize.
