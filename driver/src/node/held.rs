@@ -1,15 +1,10 @@
 //! What a volume lies on here: a multipath map, or one disk when it was staged without multipathing. Read from the kernel for each operation.
 
-use std::path::PathBuf;
-
-use storagelink_multipath::{Map, PathView, names, worker};
+use storagelink_multipath::{Map, PathView, names};
 use uuid::Uuid;
 
 use super::{Inner, fault::Fault, prepare::Disk, single::Single, view};
 use crate::mount::MountError;
-
-/// Time limit of making or finding a device node.
-const NODE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// What a volume lies on.
 #[derive(Clone, Debug)]
@@ -77,21 +72,7 @@ impl Inner {
         };
         let map = names::map_name(&volume.to_string());
         let (block, devno, name) = (self.host.block.clone(), single.devno, map.clone());
-        let path = || PathBuf::from(&map);
-        let node = match worker::run("node", NODE, move || block.own_node(devno, &name)).await {
-            Ok(node) => node.map_err(|source| MountError::Io {
-                operation: "make a node for",
-                path: path(),
-                source,
-            })?,
-            Err(source) => {
-                return Err(MountError::Overdue {
-                    operation: "make a node for",
-                    path: path(),
-                    source,
-                });
-            }
-        };
+        let node = view::node(&map, move || block.own_node(devno, &name)).await?;
         Ok(Disk {
             devno,
             name: single.name(),

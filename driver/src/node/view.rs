@@ -2,7 +2,10 @@
 //!
 //! It must never take a mount for the volume's because of its path or of a record: only the device number decides.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use storagelink_multipath::{
     Map,
@@ -38,30 +41,36 @@ impl Use {
 /// Time limit of making or finding a device node.
 const NODE: std::time::Duration = std::time::Duration::from_secs(10);
 
+/// A node of this name, by whatever makes or finds it.
+pub(super) async fn node(
+    name: &str,
+    make: impl FnOnce() -> io::Result<PathBuf> + Send + 'static,
+) -> Result<PathBuf, MountError> {
+    let (operation, path) = ("make a node for", PathBuf::from(name));
+    match worker::run("node", NODE, make).await {
+        Ok(Ok(node)) => Ok(node),
+        Ok(Err(source)) => Err(MountError::Io {
+            operation,
+            path,
+            source,
+        }),
+        Err(source) => Err(MountError::Overdue {
+            operation,
+            path,
+            source,
+        }),
+    }
+}
+
 /// The disk of a map, with a node to open it by.
 pub async fn disk(host: &Host, map: &Map) -> Result<Disk, MountError> {
     let name = kernel_name(map.devno);
     let (block, devno, kernel) = (host.block.clone(), map.devno, name.clone());
-    let path = || PathBuf::from(&name);
-    let node = match worker::run("node", NODE, move || block.node(devno, &kernel)).await {
-        Ok(node) => node.map_err(|source| MountError::Io {
-            operation: "make a node for",
-            path: path(),
-            source,
-        })?,
-        Err(source) => {
-            return Err(MountError::Overdue {
-                operation: "make a node for",
-                path: path(),
-                source,
-            });
-        }
-    };
     Ok(Disk {
-        devno: map.devno,
+        devno,
         map: map.name.clone(),
+        node: node(&name, move || block.node(devno, &kernel)).await?,
         name,
-        node,
         size: map.size_bytes,
     })
 }
