@@ -238,16 +238,8 @@ impl Ports {
 
 /// The portals of the map's groups, in their order; groups have one path here.
 async fn order(cluster: &Cluster, volume: &Volume) -> Result<Vec<String>> {
-    let program = cluster.lab.program("mpathutil");
-    let text = cluster
-        .guest(NODE)
-        .exec(&[&program, "status", "-o", "json"])
-        .await?;
-    let maps: Vec<Value> = serde_json::from_str(&text).context("mpathutil's answer")?;
-    let map = maps.iter().find(|map| map["name"] == volume.map().as_str());
-    let groups = map
-        .and_then(|map| map["groups"].as_array())
-        .context("no such map")?;
+    let map = volume.shown(cluster, NODE).await?;
+    let groups = map["groups"].as_array().context("a map without groups")?;
     let portal = |group: &Value| {
         group["paths"][0]["portal"]
             .as_str()

@@ -3,7 +3,6 @@
 use std::{collections::HashMap, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
 use tonic::Code;
 
 use super::{
@@ -101,7 +100,7 @@ async fn carries(cluster: &Cluster, parameters: &[(&str, &str)], groups: usize) 
         .create_with("policies", SIZE, Form::Block, with(cluster, parameters))
         .await?;
     volume.bring_up(cluster, NODE).await?;
-    let map = map_of(cluster, &volume).await?;
+    let map = volume.shown(cluster, NODE).await?;
     let selector = parameters.iter().find(|(key, _)| *key == "pathSelector");
     ensure!(
         map["selector"] == selector.map_or("round-robin", |(_, value)| value)
@@ -179,16 +178,4 @@ async fn write(cluster: &Cluster, volume: &Volume) -> Result<()> {
          dd if={data} bs=64k count=1 iflag=direct 2>/dev/null | cmp - /run/policies; rm /run/policies"
     );
     cluster.guest(NODE).shell(&script).await.map(drop)
-}
-
-/// The map as mpathutil shows it.
-async fn map_of(cluster: &Cluster, volume: &Volume) -> Result<Value> {
-    let program = cluster.lab.program("mpathutil");
-    let text = cluster
-        .guest(NODE)
-        .exec(&[&program, "status", "-o", "json"])
-        .await?;
-    let maps: Vec<Value> = serde_json::from_str(&text).context("mpathutil's answer")?;
-    let map = maps.into_iter().find(|map| map["name"] == volume.map().as_str());
-    map.context("no such map")
 }

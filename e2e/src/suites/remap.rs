@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
 
 use super::{
     cluster::{Cluster, Form},
@@ -113,15 +112,10 @@ async fn map(cluster: &Cluster, number: &str, to: &str) -> Result<()> {
 
 /// Waits until so many paths of the volume's map are usable; how long that took.
 async fn usable(cluster: &Cluster, volume: &Volume, wanted: usize, limit: Duration) -> Result<Duration> {
-    let guest = cluster.guest(NODE);
-    let program = cluster.lab.program("mpathutil");
     wait::until(&format!("{wanted} usable paths"), limit, async || {
-        let text = guest.exec(&[&program, "status", "-o", "json"]).await?;
-        let maps: Vec<Value> = serde_json::from_str(&text).context("mpathutil's answer")?;
-        let map = maps.iter().find(|map| map["name"] == volume.map().as_str());
-        let paths = map
-            .and_then(|map| map["groups"][0]["paths"].as_array())
-            .context("no such map")?;
+        let map = volume.shown(cluster, NODE).await?;
+        let paths = map["groups"][0]["paths"].as_array();
+        let paths = paths.context("a map without paths")?;
         let now = paths
             .iter()
             .filter(|path| path["active"] == true && path["device_state"] == "running")

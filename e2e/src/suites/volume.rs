@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Context as _, Result};
+use serde_json::Value;
 use storagelink_proto::csi::v1 as csi;
 
 use super::cluster::{Cluster, Form};
@@ -97,6 +98,16 @@ impl Volume {
         cluster.stage(self, node, &context).await?;
         cluster.publish(self, node, &context).await?;
         Ok(context)
+    }
+
+    /// Its map on a node, as `mpathutil status -o json` shows it.
+    pub async fn shown(&self, cluster: &Cluster, node: usize) -> Result<Value> {
+        let program = cluster.lab.program("mpathutil");
+        let guest = cluster.guest(node);
+        let text = guest.exec(&[&program, "status", "-o", "json"]).await?;
+        let maps: Vec<Value> = serde_json::from_str(&text).context("mpathutil's answer")?;
+        let map = maps.into_iter().find(|map| map["name"] == self.map().as_str());
+        map.context("no such map")
     }
 
     /// The way back, but for DeleteVolume.
