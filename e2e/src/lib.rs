@@ -8,6 +8,7 @@
 //! - `agent`: what runs inside a guest (binary `lab-agent`)
 //! - `roles`: a guest as array, a guest as node
 //! - `kube`: a Kubernetes cluster on those guests, and its suites
+//! - `kind_lab`: the walk of `make e2e-kind` in a guest
 //! - `writer`: the checksummed writer (binary `lab-writer`)
 //! - `suites`: what is proved; `demo`: the main job to watch
 //! - `maps`: the engine alone in a guest (binary `lab-maps`)
@@ -23,6 +24,7 @@ pub mod demo;
 pub mod figures;
 pub mod guest;
 pub mod isolate;
+pub mod kind_lab;
 pub mod kube;
 pub mod lab;
 pub mod maps;
