@@ -202,15 +202,16 @@ done
 ln -sf /lib/systemd/system/multi-user.target "$root/etc/systemd/system/default.target"
 echo ReadKMsg=no >>"$root/etc/systemd/journald.conf"
 tar -C "$root" --numeric-owner --xattrs -c . |
-    docker import -c 'ENV container=docker' -c 'STOPSIGNAL SIGRTMIN+3' \
-        -c 'ENTRYPOINT ["/usr/local/bin/entrypoint", "/sbin/init"]' - "$node_image" >/dev/null
+    docker import -c 'ENV container=docker' -c 'ENTRYPOINT ["/usr/local/bin/entrypoint", "/sbin/init"]' - "$node_image" >/dev/null
+# What asks systemd to end.
+printf 'FROM %s\nSTOPSIGNAL SIGRTMIN+3\n' "$node_image" | docker build --quiet --tag "$node_image" - >/dev/null 2>&1
 
 end "$docker_pid"
 docker_pid=
 rm -rf "$root" "$work/archives"
 
 used=$(du -sm "$work/data" | cut -f1)
-mke2fs -q -t ext4 -O ^has_journal -d "$work/data" "$work/disk.raw" $((used * 5 / 4 + room_mib))M
+mke2fs -q -t ext4 -O ^has_journal -d "$work/data" "$work/disk.raw" $((used * 5 / 4 + room_mib))M >&2
 mv "$work/disk.raw" "$disk"
 # Only the newest are kept.
 ls -t "$cache"/kind-docker-*.raw | tail -n +3 | xargs -r rm -f
