@@ -34,8 +34,8 @@ const MODULES: [&str; 9] = [
     "target_core_file",
     "iscsi_target_mod",
 ];
-/// Three node containers, their control plane and the array's cache.
-const MEMORY_MIB: u32 = 8192;
+/// Three node containers and their control plane take a good GiB, the driver and what is cached of the disk the rest.
+const MEMORY_MIB: u32 = 4096;
 const ENGINE_LIMIT: Duration = Duration::from_secs(120);
 /// The walk itself, a cluster's creation included.
 const WALK_LIMIT: Duration = Duration::from_secs(90 * 60);
