@@ -9,7 +9,7 @@ HELM = $(shell . e2e/kube/versions.env; echo $(STORAGELINK_CACHE)/helm-v$$HELM/h
 DENY := $(STORAGELINK_CACHE)/cargo-deny-0.20.2/bin/cargo-deny
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build fmt lint unit fuzz check lab kube chart manifest images e2e-external e2e-kind e2e-kind-down demo demo-kube bench-kube bench-failover bench-scale bench-stage test clean
+.PHONY: help deps build fmt lint unit fuzz check lab kube chart manifest images e2e-external e2e-kind e2e-kind-down e2e-kind-lab demo demo-kube bench-kube bench-failover bench-scale bench-stage test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,11 @@ manifest: ## render deploy/kubernetes from the chart
 images: deps ## build the images with an own Docker engine; prints their sizes
 	cargo build --locked --release --bins -p storagelink-csi -p storagelinkd -p storagelink-multipath
 	@hack/build-images.sh $(STORAGELINK_CACHE) target/images
+
+e2e-kind-lab: deps images ## the walk of e2e-kind in a guest that is its Docker host, with nothing pulled
+	cargo build --locked --release --bins -p storagelink-e2e
+	@hack/install-kube.sh $(STORAGELINK_CACHE) kubernetes sidecars helm kubeadm kind
+	disk=$$(hack/build-kind-disk.sh $(STORAGELINK_CACHE) target/images) && $(subst debug,release,$(LAB)) kind "$$disk"
 
 demo-kube: build images ## a Kubernetes cluster of guests, the chart, a claim, a pod, a cut fabric: to watch
 	@hack/install-kube.sh $(STORAGELINK_CACHE) kubernetes sidecars helm

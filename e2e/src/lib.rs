@@ -9,6 +9,7 @@
 //! - `roles`: a guest as array, a guest as node
 //! - `kind`: the product on a host with Docker and kind (binaries `e2e-kind`, `kind-target`)
 //! - `kube`: a Kubernetes cluster on those guests, and its suites
+//! - `kind_lab`: the walk of `make e2e-kind` in a guest
 //! - `writer`: the checksummed writer (binary `lab-writer`)
 //! - `suites`: what is proved; `demo`: the main job to watch
 //! - `maps`: the engine alone in a guest (binary `lab-maps`)
@@ -25,6 +26,7 @@ pub mod figures;
 pub mod guest;
 pub mod isolate;
 pub mod kind;
+pub mod kind_lab;
 pub mod kube;
 pub mod lab;
 pub mod maps;
