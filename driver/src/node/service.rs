@@ -204,10 +204,11 @@ impl NodeRpc for NodeService {
         &self,
         _: Request<NodeGetInfoRequest>,
     ) -> Result<Response<NodeGetInfoResponse>, Status> {
-        let config = self.0.0.config.clone();
+        let (config, host) = (self.0.0.config.clone(), self.0.0.host.clone());
         let read = tokio::task::spawn_blocking(move || {
-            let id = info::node_id(&config.node_name, &config.initiator_name_file)?;
-            let topology = info::topology(&config.fabrics, Path::new("/proc/net"))?;
+            let shared = host.names.node().is_some();
+            let id = info::node_id(&config.node_name, &config.initiator_name_file, shared)?;
+            let topology = info::topology(&config.fabrics, &host.network.namespace())?;
             Ok::<_, InfoError>((id, topology))
         });
         let read = read

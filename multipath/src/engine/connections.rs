@@ -45,7 +45,7 @@ type Known = BTreeMap<u32, Connection>;
 impl Engine {
     /// Watches without end.
     pub(super) async fn watch_connections(&self) {
-        let links = KernelEvents::of_links()
+        let links = KernelEvents::of_links(&self.host)
             .inspect_err(|error| tracing::warn!(%error, "no events of links here: a lost carrier is noticed by its silence"))
             .ok();
         let mut before = Look::default();

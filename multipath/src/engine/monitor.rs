@@ -107,14 +107,14 @@ impl Engine {
     }
 
     async fn watch_maps(&self, stop: impl Future<Output = ()> + Send) {
-        let uevents = match KernelEvents::of_devices() {
+        let uevents = match KernelEvents::of_devices(&self.host) {
             Ok(uevents) => Some(uevents),
             Err(error) => {
                 tracing::warn!(%error, "no kernel events here: paths are looked at on a timer only");
                 None
             }
         };
-        let sessions = KernelEvents::of_sessions()
+        let sessions = KernelEvents::of_sessions(&self.host)
             .inspect_err(|error| tracing::warn!(%error, "no events of iSCSI sessions here"))
             .ok();
         let memory = Shared::default();

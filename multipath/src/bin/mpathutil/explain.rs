@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 use storagelink_multipath::{
-    Hctl, Host, Map, PathView, ScsiDisk, names, scsi_device,
+    Hctl, Host, Map, PathView, ScsiDisk, scsi_device,
     told::{Disk, PathHistory, Volume},
 };
 
@@ -32,7 +32,7 @@ pub(crate) fn find<'a>(
     wanted: &str,
 ) -> Result<Found<'a>, String> {
     let uuid = wanted.split('@').next().unwrap_or_default();
-    let uuid = names::volume_of(uuid).unwrap_or(uuid);
+    let uuid = host.names.volume_of(uuid).unwrap_or(uuid);
     let same = |volume: &str, wwid: &str| {
         volume == uuid || wwid == wanted || wwid.strip_prefix("naa.") == Some(wanted)
     };

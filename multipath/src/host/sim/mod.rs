@@ -256,6 +256,7 @@ impl SimKernel {
             sysfs: Arc::new(kernel.clone()),
             block: Arc::new(kernel.clone()),
             network: Arc::new(kernel),
+            names: crate::names::Names::default(),
         }
     }
 

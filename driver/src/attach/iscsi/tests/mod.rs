@@ -1,6 +1,7 @@
 //! What a node's administrator and its pods would see of attach and detach, on a simulated node.
 
 mod kernel;
+mod shared;
 mod world;
 
 use std::time::{Duration, Instant};
