@@ -40,7 +40,7 @@ const ENGINE_LIMIT: Duration = Duration::from_secs(120);
 /// The walk itself, a cluster's creation included.
 const WALK_LIMIT: Duration = Duration::from_secs(90 * 60);
 /// The walk's own limits are for a real processor; an emulated one takes so many times as long.
-const SLOW: &str = "10";
+const SLOW: &str = "4";
 const FETCH_LIMIT: Duration = Duration::from_secs(300);
 /// How often the walk's log is looked into for new lines.
 const LINES: Duration = Duration::from_millis(500);
