@@ -1,7 +1,7 @@
 //! The gRPC side of the node: fields are checked, the volume's guard is taken, the operation runs as a task of its own
 //! so that it comes to its end when the caller goes away, and its error becomes a status.
 
-use std::{future::Future, path::Path};
+use std::future::Future;
 
 use storagelink_proto::csi::v1::{
     NodeExpandVolumeRequest, NodeExpandVolumeResponse, NodeGetCapabilitiesRequest,

@@ -87,7 +87,9 @@ impl OwnInterface {
 
 impl Iscsiadm {
     async fn interface(&self, name: &str, rest: &[&str]) -> Result<Finished, ProgramError> {
-        let args = ["-m", "iface", "-I", name].iter().chain(rest).copied();
+        let args = ["-m", "iface", "-I", name]
+            .into_iter()
+            .chain(rest.iter().copied());
         self.run(Invocation::new(Program::Iscsiadm, args, LOCK_WAIT + LIMIT))
             .await
     }

@@ -45,7 +45,12 @@ pub(super) struct Instance {
 
 impl Instance {
     /// Makes its network namespace, without any interface that is up, and starts it.
-    pub(super) async fn start(cluster: &Cluster, guest: &Guest, name: &'static str, dev: Dev) -> Result<Self> {
+    pub(super) async fn start(
+        cluster: &Cluster,
+        guest: &Guest,
+        name: &'static str,
+        dev: Dev,
+    ) -> Result<Self> {
         guest.exec(&["ip", "netns", "add", name]).await?;
         let mut instance = Self {
             name,
@@ -54,7 +59,10 @@ impl Instance {
             id: String::new(),
         };
         instance.spawn(cluster, guest).await?;
-        let info = instance.node()?.node_get_info(limited(NodeGetInfoRequest {})).await;
+        let info = instance
+            .node()?
+            .node_get_info(limited(NodeGetInfoRequest {}))
+            .await;
         instance.id = info.map_err(refused("NodeGetInfo"))?.into_inner().node_id;
         Ok(instance)
     }
@@ -107,7 +115,9 @@ impl Instance {
 
     /// Name of a volume's map.
     pub(super) fn map(&self, volume: &Volume) -> String {
-        volume.map().replace("storagelink-", &format!("storagelink-{}@", self.name))
+        volume
+            .map()
+            .replace("storagelink-", &format!("storagelink-{}@", self.name))
     }
 
     /// The initiator name that it says it has.
@@ -143,12 +153,17 @@ impl Instance {
             volume_context: volume.context.clone(),
             ..ControllerPublishVolumeRequest::default()
         };
-        let answer = cluster.controller().controller_publish_volume(limited(request)).await;
+        let answer = cluster
+            .controller()
+            .controller_publish_volume(limited(request))
+            .await;
         let answer = answer.map_err(refused("ControllerPublishVolume"))?;
         let context = answer.into_inner().publish_context;
         let target = self.target(volume);
         let parent = target.rsplit_once('/').map_or("/", |(parent, _)| parent);
-        guest.exec(&["mkdir", "-p", &self.staging(volume), parent]).await?;
+        guest
+            .exec(&["mkdir", "-p", &self.staging(volume), parent])
+            .await?;
         self.stage(volume, &context).await?;
         let request = NodePublishVolumeRequest {
             volume_id: volume.id.clone(),
@@ -175,7 +190,10 @@ impl Instance {
             ..NodeStageVolumeRequest::default()
         };
         let answer = self.node()?.node_stage_volume(limited(request)).await;
-        answer.map(drop).map_err(refused("NodeStageVolume")).map_err(Into::into)
+        answer
+            .map(drop)
+            .map_err(refused("NodeStageVolume"))
+            .map_err(Into::into)
     }
 
     /// The way back.
@@ -197,7 +215,10 @@ impl Instance {
             node_id: self.id.clone(),
             ..ControllerUnpublishVolumeRequest::default()
         };
-        let answer = cluster.controller().controller_unpublish_volume(limited(request)).await;
+        let answer = cluster
+            .controller()
+            .controller_unpublish_volume(limited(request))
+            .await;
         answer.map_err(refused("ControllerUnpublishVolume"))?;
         // The orchestrator's own directories; one that the plugin left something in stays, and is found.
         let directory = format!("/var/lib/kubelet-{}", self.name);
@@ -209,7 +230,14 @@ impl Instance {
     pub(super) async fn shown(&self, cluster: &Cluster, guest: &Guest) -> Result<Vec<Value>> {
         let program = cluster.lab.program("mpathutil");
         let argv = [
-            &program, "--node", self.name, "--state-dir", &self.state(), "status", "-o", "json",
+            &program,
+            "--node",
+            self.name,
+            "--state-dir",
+            &self.state(),
+            "status",
+            "-o",
+            "json",
         ];
         serde_json::from_str(&guest.exec(&argv).await?).context("mpathutil's JSON")
     }
@@ -219,7 +247,10 @@ impl Instance {
         let shown = self.shown(cluster, guest).await?;
         ensure!(shown.len() == 1, "{} has {shown:?}", self.name);
         let groups = shown[0]["groups"].as_array().cloned().unwrap_or_default();
-        let paths = groups.iter().filter_map(|group| group["paths"].as_array()).flatten();
+        let paths = groups
+            .iter()
+            .filter_map(|group| group["paths"].as_array())
+            .flatten();
         let usable = |path: &&Value| path["active"] == true && path["device_state"] == "running";
         Ok(paths.filter(usable).count())
     }

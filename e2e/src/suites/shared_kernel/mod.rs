@@ -99,7 +99,11 @@ async fn steps(report: &Report, cluster: &Cluster, before: &[Vec<String>; 2]) ->
             unstage_one(cluster, guest, [&one, &two], &volume, &writers),
         )
         .await?;
-    report.note(format!("longest writes {} and {}", seconds(stall[0]), seconds(stall[1])));
+    report.note(format!(
+        "longest writes {} and {}",
+        seconds(stall[0]),
+        seconds(stall[1])
+    ));
     report
         .step(
             "the other unstages: nothing is left in kernel, open-iscsi's database and array",
@@ -110,7 +114,9 @@ async fn steps(report: &Report, cluster: &Cluster, before: &[Vec<String>; 2]) ->
                     inspect::same("the guest", before, after)?;
                 }
                 for node in [&one, &two] {
-                    let left = guest.exec(&["find", &format!("{}/dev", node.state()), "-mindepth", "1"]).await?;
+                    let left = guest
+                        .exec(&["find", &format!("{}/dev", node.state()), "-mindepth", "1"])
+                        .await?;
                     ensure!(left.is_empty(), "{}: {left}", node.name);
                 }
                 inspect::same("array", &array, &array::snapshot(cluster.lab.array()).await?)
@@ -121,13 +127,22 @@ async fn steps(report: &Report, cluster: &Cluster, before: &[Vec<String>; 2]) ->
 
 async fn start(cluster: &Cluster, guest: &Guest) -> Result<(Instance, Instance)> {
     guest.exec(&["ip", "netns", "attach", "host", "1"]).await?;
-    let handles = guest.exec(&["stat", "-c", "%i", "-L", HOST_NETWORK, "/proc/1/ns/net"]).await?;
+    let handles = guest
+        .exec(&["stat", "-c", "%i", "-L", HOST_NETWORK, "/proc/1/ns/net"])
+        .await?;
     let mut handles = handles.lines();
-    ensure!(handles.next() == handles.next(), "{HOST_NETWORK} is not the first network namespace");
+    ensure!(
+        handles.next() == handles.next(),
+        "{HOST_NETWORK} is not the first network namespace"
+    );
     let one = Instance::start(cluster, guest, "n1", Dev::Host).await?;
     let two = Instance::start(cluster, guest, "n2", Dev::Private).await?;
     let host = guest.read("/etc/iscsi/initiatorname.iscsi").await?;
-    let host = host.trim().strip_prefix("InitiatorName=").context("a name")?.to_owned();
+    let host = host
+        .trim()
+        .strip_prefix("InitiatorName=")
+        .context("a name")?
+        .to_owned();
     for node in [&one, &two] {
         let wanted = format!("{host}:{}", node.name);
         ensure!(node.initiator() == wanted, "{} is not {wanted}", node.id);
@@ -138,8 +153,16 @@ async fn start(cluster: &Cluster, guest: &Guest) -> Result<(Instance, Instance)>
     // A path that is no namespace is refused by the flag's name.
     let program = cluster.lab.program("storagelink-csi");
     let argv = [
-        &program, "node", "--endpoint", "unix:///run/storagelink/none.sock", "--node-name", "n3", "--state-dir",
-        "/run/none", "--iscsi-netns", "/etc/hosts",
+        &program,
+        "node",
+        "--endpoint",
+        "unix:///run/storagelink/none.sock",
+        "--node-name",
+        "n3",
+        "--state-dir",
+        "/run/none",
+        "--iscsi-netns",
+        "/etc/hosts",
     ];
     let done = guest.run(&argv, &[], LIMIT).await?;
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
@@ -168,7 +191,8 @@ async fn create(cluster: &Cluster) -> Result<Volume> {
 
 /// The sessions of an initiator name, as `session<number>` in the kernel.
 async fn sessions(guest: &Guest, initiator: &str) -> Result<Vec<String>> {
-    let script = "shopt -s nullglob; for s in /sys/class/iscsi_session/*; do echo ${s##*/} $(<$s/initiatorname); done";
+    let script =
+        "shopt -s nullglob; for s in /sys/class/iscsi_session/*; do echo ${s##*/} $(<$s/initiatorname); done";
     let all = guest.shell(script).await?;
     let of = |line: &str| {
         let (session, name) = line.split_once(' ')?;
@@ -186,9 +210,16 @@ async fn both_stage(cluster: &Cluster, guest: &Guest, nodes: [&Instance; 2], vol
     let mut disks = Vec::new();
     for node in nodes {
         // The second path may come a moment later.
-        wait::until("both paths", LIMIT, async || Ok(node.usable(cluster, guest).await? == 2)).await?;
+        wait::until("both paths", LIMIT, async || {
+            Ok(node.usable(cluster, guest).await? == 2)
+        })
+        .await?;
         let paths = inspect::paths(guest, &node.map(volume)).await?;
-        ensure!(paths.len() == 2 && paths[0].portal != paths[1].portal, "{}: {paths:?}", node.name);
+        ensure!(
+            paths.len() == 2 && paths[0].portal != paths[1].portal,
+            "{}: {paths:?}",
+            node.name
+        );
         disks.extend(paths.into_iter().map(|path| path.disk));
         let sessions = sessions(guest, node.initiator()).await?;
         ensure!(sessions.len() == 2, "{}: {sessions:?}", node.name);
@@ -200,7 +231,12 @@ async fn both_stage(cluster: &Cluster, guest: &Guest, nodes: [&Instance; 2], vol
     let acls = format!("/sys/kernel/config/target/iscsi/{}/tpgt_*/acls", array::TARGET);
     for node in nodes {
         let script = format!("grep -l LOGGED_IN {acls}/{}/info", node.initiator());
-        cluster.lab.array().shell(&script).await.with_context(|| format!("the array sees no {}", node.id))?;
+        cluster
+            .lab
+            .array()
+            .shell(&script)
+            .await
+            .with_context(|| format!("the array sees no {}", node.id))?;
     }
     Ok(())
 }
@@ -232,9 +268,11 @@ async fn go_on(guest: &Guest, writers: &[Writer; 2]) -> Result<()> {
 
 async fn both_usable(cluster: &Cluster, guest: &Guest, nodes: [&Instance; 2], count: usize) -> Result<()> {
     for node in nodes {
-        wait::until(&format!("{count} usable paths of {}", node.name), LIMIT, async || {
-            Ok(node.usable(cluster, guest).await? == count)
-        })
+        wait::until(
+            &format!("{count} usable paths of {}", node.name),
+            LIMIT,
+            async || Ok(node.usable(cluster, guest).await? == count),
+        )
         .await?;
     }
     Ok(())
@@ -254,7 +292,11 @@ async fn cut(cluster: &Cluster, guest: &Guest, nodes: [&Instance; 2], writers: &
     for node in nodes {
         // Each found its own connection dead, by looking into the network of iscsid.
         let log = guest.log(&node.process())?;
-        ensure!(log.contains("the portal does not answer: its connection is ended"), "{}: {log}", node.name);
+        ensure!(
+            log.contains("the portal does not answer: its connection is ended"),
+            "{}: {log}",
+            node.name
+        );
     }
     both_usable(cluster, guest, nodes, 2).await?;
     go_on(guest, writers).await
@@ -266,9 +308,20 @@ async fn pull(cluster: &Cluster, guest: &Guest, nodes: [&Instance; 2], volume: &
     let told = async {
         for node in nodes {
             let state = node.state();
-            let argv = [&program, "--node", node.name, "--state-dir", &state, "explain", &volume.id];
+            let argv = [
+                &program,
+                "--node",
+                node.name,
+                "--state-dir",
+                &state,
+                "explain",
+                &volume.id,
+            ];
             wait::until(&format!("{} says why", node.name), LIMIT, async || {
-                Ok(guest.exec(&argv).await?.contains("its interface lost its carrier"))
+                Ok(guest
+                    .exec(&argv)
+                    .await?
+                    .contains("its interface lost its carrier"))
             })
             .await?;
         }
@@ -281,9 +334,14 @@ async fn pull(cluster: &Cluster, guest: &Guest, nodes: [&Instance; 2], volume: &
 
 /// A map's number, table and paths' disks.
 async fn identity(guest: &Guest, map: &str) -> Result<(String, Vec<String>)> {
-    let script = format!("for d in /sys/block/dm-*; do if [ $(<$d/dm/name) = {map} ]; then cat $d/dev $d/dm/uuid; fi; done");
+    let script = format!(
+        "for d in /sys/block/dm-*; do if [ $(<$d/dm/name) = {map} ]; then cat $d/dev $d/dm/uuid; fi; done"
+    );
     let paths = inspect::paths(guest, map).await?;
-    Ok((guest.shell(&script).await?, paths.into_iter().map(|path| path.disk).collect()))
+    Ok((
+        guest.shell(&script).await?,
+        paths.into_iter().map(|path| path.disk).collect(),
+    ))
 }
 
 async fn restart(
@@ -293,23 +351,39 @@ async fn restart(
     two: &Instance,
     volume: &Volume,
 ) -> Result<()> {
-    let before = (identity(guest, &one.map(volume)).await?, identity(guest, &two.map(volume)).await?);
+    let before = (
+        identity(guest, &one.map(volume)).await?,
+        identity(guest, &two.map(volume)).await?,
+    );
     one.kill(guest).await?;
     one.spawn(cluster, guest).await?;
     let context = one.bring_up(cluster, guest, volume).await?;
     one.stage(volume, &context).await?;
-    let after = (identity(guest, &one.map(volume)).await?, identity(guest, &two.map(volume)).await?);
+    let after = (
+        identity(guest, &one.map(volume)).await?,
+        identity(guest, &two.map(volume)).await?,
+    );
     ensure!(before == after, "the maps changed: {before:?} {after:?}");
     for node in [&*one, two] {
         let shown = node.shown(cluster, guest).await?;
-        let names: Vec<_> = shown.iter().map(|map| map["name"].as_str().unwrap_or_default()).collect();
-        ensure!(names == [node.map(volume)], "mpathutil --node {} shows {names:?}", node.name);
+        let names: Vec<_> = shown
+            .iter()
+            .map(|map| map["name"].as_str().unwrap_or_default())
+            .collect();
+        ensure!(
+            names == [node.map(volume)],
+            "mpathutil --node {} shows {names:?}",
+            node.name
+        );
         let told = guest.exec(&["ls", &format!("{}/told", node.state())]).await?;
         ensure!(told.lines().count() == 1, "{} tells of {told}", node.name);
     }
     // The plugin that knows of no other node.
     let alone = guest.exec(&[&cluster.lab.program("mpathutil"), "list"]).await?;
-    ensure!(!alone.contains(&volume.map().replace("storagelink-", "")), "{alone}");
+    ensure!(
+        !alone.contains(&volume.map().replace("storagelink-", "")),
+        "{alone}"
+    );
     Ok(())
 }
 
@@ -324,13 +398,27 @@ async fn unstage_one(
     let [one, two] = nodes;
     let first = writers[0].stop(guest, LIMIT).await?;
     ensure!(first.errors == 0, "{first:?}");
-    let before = (identity(guest, &two.map(volume)).await?, sessions(guest, two.initiator()).await?);
+    let before = (
+        identity(guest, &two.map(volume)).await?,
+        sessions(guest, two.initiator()).await?,
+    );
     one.take_down(cluster, guest, volume).await?;
-    let after = (identity(guest, &two.map(volume)).await?, sessions(guest, two.initiator()).await?);
+    let after = (
+        identity(guest, &two.map(volume)).await?,
+        sessions(guest, two.initiator()).await?,
+    );
     ensure!(before == after, "{} changed: {before:?} {after:?}", two.name);
-    ensure!(inspect::paths(guest, &one.map(volume)).await?.is_empty(), "its map is left");
-    ensure!(sessions(guest, one.initiator()).await?.is_empty(), "its sessions are left");
-    let database = guest.exec(&["find", "/etc/iscsi", "/var/lib/iscsi", "-name", "*storagelink-n*"]).await?;
+    ensure!(
+        inspect::paths(guest, &one.map(volume)).await?.is_empty(),
+        "its map is left"
+    );
+    ensure!(
+        sessions(guest, one.initiator()).await?.is_empty(),
+        "its sessions are left"
+    );
+    let database = guest
+        .exec(&["find", "/etc/iscsi", "/var/lib/iscsi", "-name", "*storagelink-n*"])
+        .await?;
     ensure!(
         !database.contains("storagelink-n1") && database.contains("ifaces/storagelink-n2"),
         "open-iscsi's database has {database}"
@@ -346,7 +434,10 @@ async fn unstage_one(
     writers[1].verify(guest, None).await?;
     writers[0].verify(guest, Some(&two.target(volume))).await?;
     let longest = [first, second].map(|summary| Duration::from_micros(summary.longest_us));
-    ensure!(longest.iter().all(|longest| *longest < STALL), "a write took {longest:?}");
+    ensure!(
+        longest.iter().all(|longest| *longest < STALL),
+        "a write took {longest:?}"
+    );
     Ok(longest)
 }
 

@@ -13,7 +13,11 @@ fn left(world: &World) -> (usize, usize) {
 }
 
 async fn detach(world: &World, initiator: &Initiator, attached: &super::super::Attached) {
-    let disks: Vec<_> = attached.paths.iter().map(|hctl| world.kernel.disk(hctl)).collect();
+    let disks: Vec<_> = attached
+        .paths
+        .iter()
+        .map(|hctl| world.kernel.disk(hctl))
+        .collect();
     initiator.detach(&disks, None).await.expect("detaches");
 }
 
@@ -32,7 +36,11 @@ async fn two_nodes_and_an_administrator_use_one_target_and_never_each_others_ses
     assert_eq!(left(&world).0, 5, "two of each, and the administrator's");
     assert_eq!(world.interfaces(), ["storagelink-n1", "storagelink-n2"]);
     let named = |p| world.calls(p, "-I storagelink-n1 ") + world.calls(p, "-I storagelink-n2 ");
-    assert_eq!(named(&a) + named(&b), world.state().calls.len(), "no call without an interface");
+    assert_eq!(
+        named(&a) + named(&b),
+        world.state().calls.len(),
+        "no call without an interface"
+    );
 
     detach(&world, &one, &of_one).await;
     assert_eq!(left(&world).0, 3);
