@@ -211,6 +211,6 @@ rm -rf "$root" "$work/archives"
 used=$(du -sm "$work/data" | cut -f1)
 mke2fs -q -t ext4 -O ^has_journal -d "$work/data" "$work/disk.raw" $((used * 5 / 4 + room_mib))M >&2
 mv "$work/disk.raw" "$disk"
-# Only the newest are kept.
-ls -t "$cache"/kind-docker-*.raw | tail -n +3 | xargs -r rm -f
+# Only the newest are kept; another run may be about to boot from one of them.
+ls -t "$cache"/kind-docker-*.raw | tail -n +4 | xargs -r rm -f
 echo "$disk"
