@@ -62,15 +62,6 @@ pub fn handle() -> PathBuf {
 /// Everything that is there now, in the order in which it can be removed.
 pub fn look() -> Vec<Left> {
     let mut left = volumes();
-    for directory in DATABASES {
-        let ifaces = Path::new(directory).join("ifaces");
-        left.extend(
-            names(&ifaces)
-                .into_iter()
-                .filter(|name| is_interface(name))
-                .map(Left::Interface),
-        );
-    }
     left.extend(target::own().left().into_iter().map(Left::Target));
     let handle = handle();
     if is_mounted(
@@ -82,7 +73,8 @@ pub fn look() -> Vec<Left> {
     left
 }
 
-/// What volumes in use consist of on the host: maps, sessions, and the record of the target.
+/// What volumes in use consist of on the host: maps, sessions, and what open-iscsi has in its database for them. All of it goes with a
+/// node's last volume.
 #[must_use]
 pub fn volumes() -> Vec<Left> {
     // A kernel without device-mapper has no maps.
@@ -95,6 +87,15 @@ pub fn volumes() -> Vec<Left> {
     );
     let records = DATABASES.map(|directory| Path::new(directory).join("nodes").join(TARGET));
     left.extend(records.into_iter().filter(|path| path.exists()).map(Left::Record));
+    for directory in DATABASES {
+        let ifaces = Path::new(directory).join("ifaces");
+        left.extend(
+            names(&ifaces)
+                .into_iter()
+                .filter(|name| is_interface(name))
+                .map(Left::Interface),
+        );
+    }
     left
 }
 
@@ -125,9 +126,9 @@ fn sessions(class: &Path, target: &str) -> Vec<u32> {
     numbers
 }
 
-/// Whether an open-iscsi interface is that of one of the cluster's nodes: the driver names it after the node.
+/// Whether an open-iscsi interface is that of one of the cluster's nodes: `storagelink-<node>`.
 fn is_interface(name: &str) -> bool {
-    name.contains(&format!("{CLUSTER}-"))
+    name.starts_with(&format!("storagelink-{CLUSTER}-"))
 }
 
 fn names(directory: &Path) -> Vec<String> {
@@ -290,7 +291,7 @@ mod tests {
 
     #[test]
     fn interfaces_and_mounts_are_known_by_their_whole_name() {
-        assert!(is_interface("storagelink.storagelink-e2e-worker"));
+        assert!(is_interface("storagelink-storagelink-e2e-worker"));
         assert!(!is_interface("default") && !is_interface("storagelink-node1"));
         let mounts = "nsfs /run/storagelink/host-netns nsfs rw 0 0\n";
         assert!(is_mounted(mounts, Path::new("/run/storagelink/host-netns")));
