@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     cluster, docker, leftovers,
@@ -125,6 +125,16 @@ impl<'a> Walk<'a> {
         self.report.say(format!("      {text}"));
     }
 
+    /// Applies objects. An API server that was busy when it was asked is asked again.
+    async fn create(&self, objects: &[Value]) -> Result<()> {
+        wait::until("the API server takes the objects", self.limit(30), async || {
+            objects::create(&self.kubectl, NAME, objects).await?;
+            Ok(true)
+        })
+        .await
+        .map(drop)
+    }
+
     async fn sh(&self, pod: &str, script: &str) -> Result<String> {
         self.kubectl.exec("default", pod, &["sh", "-ec", script]).await
     }
@@ -138,7 +148,7 @@ impl<'a> Walk<'a> {
 
     async fn choices(&self) -> Result<()> {
         let class = objects::class(NAME, &json!({"system": SYSTEM}));
-        objects::create(&self.kubectl, NAME, &[class, Claim::new(CLAIM, NAME).object()]).await?;
+        self.create(&[class, Claim::new(CLAIM, NAME).object()]).await?;
         let words = [AGGREGATE, "GiB free", "parameters[aggregate]"];
         let event = self
             .kubectl
@@ -153,7 +163,7 @@ impl<'a> Walk<'a> {
     async fn first_pod(&self) -> Result<()> {
         self.kubectl.delete(&["storageclass", NAME]).await?;
         let class = objects::class(NAME, &json!({"system": SYSTEM, "aggregate": AGGREGATE}));
-        objects::create(&self.kubectl, NAME, &[class, Pod::new(POD, CLAIM).object()]).await?;
+        self.create(&[class, Pod::new(POD, CLAIM).object()]).await?;
         self.kubectl
             .until(&["pvc", CLAIM], ".status.phase", "Bound", self.limit(180))
             .await?;
@@ -369,7 +379,7 @@ impl<'a> Walk<'a> {
         claim.block = true;
         let mut pod = Pod::new(BLOCK, BLOCK);
         pod.block = true;
-        objects::create(&self.kubectl, NAME, &[claim.object(), pod.object()]).await?;
+        self.create(&[claim.object(), pod.object()]).await?;
         self.running(BLOCK).await?;
         let write = format!("lab-writer write --target {DEVICE} --log /tmp/ack --seconds 2 --blocks 64");
         self.sh(BLOCK, &write).await?;
@@ -392,7 +402,7 @@ impl<'a> Walk<'a> {
         let mut pod = Pod::new(POD, CLAIM);
         pod.node = Some(other.context("there is no other worker")?);
         self.kubectl.delete(&["pod", POD]).await?;
-        objects::create(&self.kubectl, NAME, &[pod.object()]).await?;
+        self.create(&[pod.object()]).await?;
         self.running(POD).await?;
         self.kubectl
             .run_with(
