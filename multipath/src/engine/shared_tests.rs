@@ -132,3 +132,28 @@ async fn a_lost_path_is_put_back_by_its_own_node_only() {
         "nothing is told of others' maps"
     );
 }
+
+#[tokio::test]
+async fn a_silent_connection_is_ended_by_its_own_node_only_although_all_are_between_the_same_addresses() {
+    let (kernel, [one, other, alone]) = three().await;
+    kernel.share_address();
+    for node in [&one, &other, &alone] {
+        kernel.silence(node.sessions[0]);
+    }
+    let monitor = one.engine.monitor(std::future::pending());
+    let ended = async {
+        while one.engine.connections_ended() == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::select! {
+        () = monitor => unreachable!("it is never stopped"),
+        ended = tokio::time::timeout(Duration::from_secs(10), ended) => ended.expect("it is ended"),
+    }
+    let state = |node: &Node| crate::iscsi_session::state(node.engine.host(), node.sessions[0]).unwrap();
+    assert_eq!(
+        [&one, &other, &alone].map(state),
+        ["FAILED", "LOGGED_IN", "LOGGED_IN"]
+    );
+    assert_eq!(one.engine.connections_ended(), 1);
+}

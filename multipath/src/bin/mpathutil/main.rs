@@ -1,6 +1,6 @@
 //! `mpathutil`: shows the multipath maps of this host, as the kernel has them.
 //!
-//! Works with the node plugin down and changes nothing. `list` names the volumes, `status` shows their paths, `explain` adds what the
+//! Works with the node plugin down and changes nothing (where /dev is not the kernel's it makes the node that device-mapper is asked through). `list` names the volumes, `status` shows their paths, `explain` adds what the
 //! node plugin has told of one volume: why its paths are as they are, and since when.
 
 mod explain;

@@ -127,6 +127,8 @@ struct State {
     next: u32,
     /// Seconds until a map without a path fails its I/O by itself, as the module's parameter says.
     queue_timeout: u64,
+    /// Sessions are not told apart by their address of this host.
+    one_address: bool,
     /// Faults to come: operation and errno, each used once.
     faults: Vec<(String, i32)>,
     /// Operations that hang, with the calls that do.

@@ -143,7 +143,7 @@ impl World {
 
     /// What an administrator does by hand: an entry and a session.
     pub(super) fn administrator(&self, portal: &Portal) {
-        std::fs::create_dir_all(self.entry(portal)).expect("entry");
+        std::fs::create_dir_all(self.entry(portal).join("default")).expect("entry");
         self.kernel.log_in(portal);
     }
 
