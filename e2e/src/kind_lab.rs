@@ -36,7 +36,7 @@ const MODULES: [&str; 9] = [
 ];
 /// Three node containers and their control plane take a good GiB, the driver and what is cached of the disk the rest.
 const MEMORY_MIB: u32 = 4096;
-const ENGINE_LIMIT: Duration = Duration::from_secs(120);
+const ENGINE_LIMIT: Duration = Duration::from_secs(300);
 /// The walk itself, a cluster's creation included.
 const WALK_LIMIT: Duration = Duration::from_secs(90 * 60);
 /// The walk's own limits are for a real processor; an emulated one takes so many times as long.
