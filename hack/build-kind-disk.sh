@@ -185,7 +185,7 @@ find "$store/io.containerd.content.v1.content/blobs" -type f -size +64k | while 
     ln -s "/kind/blobs/$name" "$blob"
 done
 install -m 755 e2e/kind/node/entrypoint "$root/usr/local/bin/entrypoint"
-cp -r e2e/kind/node/bin "$root/kind/bin"
+cp -r e2e/kind/node/{bin,patches} "$root/kind/"
 sed "s#@PAUSE@#$pause#" e2e/kind/node/containerd.toml >"$root/etc/containerd/config.toml"
 echo "v$KUBERNETES" >"$root/kind/version"
 install "$kubernetes/kubelet" "$kubernetes/kubectl" "$kubeadm/kubeadm" "$root/usr/bin/"
