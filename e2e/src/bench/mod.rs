@@ -6,6 +6,7 @@ mod fault;
 mod kernel_log;
 mod scale;
 mod stage;
+mod standby;
 
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;

@@ -4,4 +4,5 @@ pub mod array;
 pub mod inspect;
 pub mod multipathd;
 pub mod node;
+pub mod port_groups;
 pub mod writer;

@@ -197,7 +197,7 @@ impl Engine {
 
 /// Asks a path whose device took commands just now for its identity; answers its target port group. Blocking. Most paths are what they are: only for
 /// another answer than the expected one everything about the disk is read, which costs many times the question.
-fn leads_to(host: &Host, path: &PathView, wwid: &Wwid) -> Result<Option<u16>, ProveError> {
+pub(super) fn leads_to(host: &Host, path: &PathView, wwid: &Wwid) -> Result<Option<u16>, ProveError> {
     let here = Place::of(host, path.devno)
         .filter(|place| place.name == path.name && place.state(host).as_deref() == Some("running"));
     let page = here.and_then(|place| host.scsi.inquiry_vpd(&place.name, 0x83).ok());

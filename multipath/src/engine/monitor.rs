@@ -18,13 +18,14 @@ use super::{
     Engine, KERNEL_DEADLINE, Map, PathView, ProveError, ViewError,
     flapping::Losses,
     full,
+    identity::leads_to,
     kernel_events::{KernelEvents, next_of},
     view,
 };
 use crate::{Hctl, Host, Wwid, host::DevNo, worker};
 
-/// How often the devices of paths that are not well are looked at.
-pub const REPAIR_LOOK: Duration = Duration::from_millis(100);
+/// How often the devices of paths that are not well are looked at, at most: a path is to be used again within 0.1 s of its session's return.
+pub const REPAIR_LOOK: Duration = Duration::from_millis(25);
 /// How often everything is looked at without a reason.
 #[cfg(not(test))]
 const SWEEP: Duration = Duration::from_secs(30);
@@ -41,7 +42,7 @@ pub(super) const CHECK: Duration = Duration::from_secs(5);
 /// How long the failing of a path waits for an earlier change of its map.
 const URGENT: Duration = Duration::from_millis(200);
 /// Time from the start of a path's first check to the start of its next; it doubles with every check that fails.
-const RECHECK: Duration = REPAIR_LOOK;
+const RECHECK: Duration = Duration::from_millis(100);
 /// The doubling ends here: 3.2 s.
 const RECHECK_DOUBLINGS: u32 = 5;
 /// Checks that run at once, over all maps.
@@ -299,25 +300,31 @@ impl Engine {
         tokio::spawn(async move { engine.reinstate(&map, &path, &memory, busy).await });
     }
 
+    /// Checks a path and puts it back to work. Both on one thread, unless something else changes the map just then: each hand-over costs as
+    /// much as the check.
     async fn reinstate(&self, map: &Map, path: &PathView, memory: &Shared, busy: Busy) {
-        let (host, checked, wwid) = (self.host.clone(), path.clone(), map.wwid.clone());
         let standby = map.may_stand_by(path.devno);
-        let proven = worker::run("check-path", CHECK, move || {
-            (proves_itself(&host, &checked, &wwid, standby), busy)
+        let message = format!("reinstate_path {}", path.devno);
+        let (engine, checked, of, at_once) = (self.clone(), path.clone(), map.clone(), message.clone());
+        let checked = worker::run("check-path", CHECK, move || {
+            let proven = proves_itself(&engine.host, &checked, &of.wwid, standby);
+            let held = engine.try_lock(&of.wwid).filter(|_| proven.is_ok());
+            let told = held.map(|_held| engine.host.dm.message(&of.name, &at_once));
+            (proven, told, busy)
         })
         .await;
-        let busy = match proven {
-            Ok((Ok(()), busy)) => {
+        let (told, busy) = match checked {
+            Ok((Ok(()), told, busy)) => {
                 self.ledger().checked(map, path, Ok(()));
-                busy
+                (told, busy)
             }
-            Ok((Err(error @ ProveError::Mismatch { .. }), busy)) => {
+            Ok((Err(error @ ProveError::Mismatch { .. }), _, busy)) => {
                 if memory.get().misled.insert(path.devno) {
                     self.misled(map, path, &error, busy).await;
                 }
                 return;
             }
-            Ok((Err(error), _)) => {
+            Ok((Err(error), ..)) => {
                 self.ledger().checked(map, path, Err(full(&error)));
                 tracing::debug!(dm.name = map.name, path = %path.devno, error = full(&error), "path is not ready");
                 return;
@@ -329,10 +336,11 @@ impl Engine {
             }
         };
         memory.get().misled.remove(&path.devno);
-        match self
-            .message(map, format!("reinstate_path {}", path.devno), busy)
-            .await
-        {
+        let told = match told {
+            Some(told) => told.map_err(|error| full(&error)),
+            None => self.message(map, message, busy).await,
+        };
+        match told {
             Ok(()) => {
                 tracing::info!(dm.name = map.name, wwid = %map.wwid, path = %path.devno, device = path.name, hctl = path.hctl,
                     portal = path.portal, "path reinstated");
@@ -412,11 +420,5 @@ fn proves_itself(host: &Host, path: &PathView, wwid: &Wwid, standby: bool) -> Re
             }
         }
     }
-    let proven = super::prove(host, hctl, wwid)?;
-    // The map holds the disk with this number; another one at the address proves nothing about it.
-    if proven.disk.devno == path.devno {
-        Ok(())
-    } else {
-        Err(ProveError::Gone { devno: path.devno })
-    }
+    leads_to(host, path, wwid).map(drop)
 }
