@@ -169,9 +169,7 @@ fn parse_usage(text: &str) -> Option<(Duration, Duration)> {
 }
 
 async fn failover(guest: &Guest, program: &str) -> Result<Failover> {
-    guest
-        .write("/proc/sys/kernel/printk_devkmsg", "on\n", 0o644)
-        .await?;
+    kernel_log::prepare(guest).await?;
     let (before, _) = usage(guest).await?;
     let states = |state: &str| {
         format!(

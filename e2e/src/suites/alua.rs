@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::{
     cluster::{Cluster, Form},
+    leftovers::Before,
     main_job::{carried, writes_avoid},
     volume::Volume,
 };
@@ -17,7 +18,7 @@ use crate::{
     net::Fabric,
     report::{Report, seconds},
     roles::{
-        array, inspect,
+        inspect,
         port_groups::{self, FIRST, PortGroups, SECOND, State},
         writer::Writer,
     },
@@ -34,10 +35,7 @@ const FOLLOWED: Duration = Duration::from_secs(60);
 /// Runs the steps in order; the first that fails ends the suite.
 pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     let guest = cluster.guest(NODE);
-    let before = (
-        inspect::snapshot(guest).await?,
-        array::snapshot(cluster.lab.array()).await?,
-    );
+    let before = Before::look(cluster).await?;
     let volume = cluster.create("alua", GIB, Form::Mount("ext4")).await?;
     let context = cluster.attach(&volume, NODE).await?;
     let ports = PortGroups::make(cluster.lab.array(), &context, INITIATOR).await?;
@@ -50,8 +48,7 @@ pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
             ports.remove(cluster.lab.array()).await?;
             cluster.detach(&volume, NODE).await?;
             cluster.delete(&volume).await?;
-            inspect::same("node", &before.0, &inspect::snapshot(guest).await?)?;
-            inspect::same("array", &before.1, &array::snapshot(cluster.lab.array()).await?)
+            before.nothing_left(cluster).await
         })
         .await?;
     outcome

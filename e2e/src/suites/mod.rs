@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod edges;
 pub mod failover;
 pub mod kill;
+mod leftovers;
 pub mod main_job;
 pub mod many;
 pub mod others;
