@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     Engine, KERNEL_DEADLINE, Map, PathView, ProveError, ViewError,
@@ -26,9 +26,9 @@ use crate::{Hctl, Host, Wwid, host::DevNo, worker};
 
 /// How often the devices of paths that are not well are looked at, at most: a path is to be used again within 0.1 s of its session's return.
 pub const REPAIR_LOOK: Duration = Duration::from_millis(25);
-/// How often everything is looked at without a reason.
+/// How often everything is looked at without a reason. The look of the cycle of proofs counts, which comes first when all is well.
 #[cfg(not(test))]
-const SWEEP: Duration = Duration::from_secs(30);
+const SWEEP: Duration = Duration::from_secs(35);
 /// The simulated kernel sends no events.
 #[cfg(test)]
 const SWEEP: Duration = Duration::from_secs(1);
@@ -100,14 +100,16 @@ impl Drop for Busy {
 impl Engine {
     /// Watches until `stop` is done: the maps, the connections that their paths depend on, and where the paths lead.
     pub async fn monitor(&self, stop: impl Future<Output = ()> + Send) {
+        let (looked, looks) = mpsc::channel(1);
         tokio::select! {
             () = self.watch_connections() => {}
-            () = self.watch_identities() => {}
-            () = self.watch_maps(stop) => {}
+            () = self.watch_identities(looked) => {}
+            () = self.watch_maps(stop, looks) => {}
         }
     }
 
-    async fn watch_maps(&self, stop: impl Future<Output = ()> + Send) {
+    /// `looks`: all maps, whenever somebody else has just read them.
+    async fn watch_maps(&self, stop: impl Future<Output = ()> + Send, mut looks: mpsc::Receiver<Vec<Map>>) {
         let uevents = match KernelEvents::of_devices() {
             Ok(uevents) => Some(uevents),
             Err(error) => {
@@ -122,12 +124,17 @@ impl Engine {
         let mut unwell = Vec::new();
         let mut sweep = Instant::now();
         let mut rest = Instant::now();
+        let mut given = None;
         tokio::pin!(stop);
         loop {
             let start = Instant::now();
-            let all = sweep <= start;
-            let seen = if all {
+            let all = given.is_some() || sweep <= start;
+            if all {
                 sweep = start + if uevents.is_some() { SWEEP } else { BLIND_SWEEP };
+            }
+            let seen = if let Some(maps) = given.take() {
+                Ok(maps)
+            } else if all {
                 let maps = self.maps().await;
                 rest = Instant::now() + start.elapsed() * REST;
                 maps
@@ -165,6 +172,7 @@ impl Engine {
             tokio::select! {
                 () = &mut stop => return,
                 () = tokio::time::sleep_until(next) => {}
+                Some(maps) = looks.recv() => given = Some(maps),
                 event = event => match event {
                     Ok(()) => sweep = sweep.min(rest),
                     Err(error) => {
