@@ -1,6 +1,7 @@
 //! What turns a booted guest into an array or a node.
 
 pub mod array;
+pub mod fibre_channel;
 pub mod inspect;
 pub mod multipathd;
 pub mod node;

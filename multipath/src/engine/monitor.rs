@@ -47,6 +47,9 @@ const RECHECK: Duration = Duration::from_millis(100);
 const RECHECK_DOUBLINGS: u32 = 5;
 /// Checks that run at once, over all maps.
 const CHECKS: usize = 32;
+/// For so long after an event of a Fibre Channel host maps over such ports are looked at as if they were not well: the event may come before
+/// what it announces, and the state of a port is told by none. E_D_TOV of a fabric is as long (FC-FS-5; 2 s by default).
+const FABRIC: Duration = Duration::from_secs(2);
 /// A map is suspended for moments while its table is exchanged; this long it is only by a fault.
 const SUSPENDED: Duration = Duration::from_secs(5);
 
@@ -120,6 +123,10 @@ impl Engine {
         let sessions = KernelEvents::of_sessions()
             .inspect_err(|error| tracing::warn!(%error, "no events of iSCSI sessions here"))
             .ok();
+        let fabrics = KernelEvents::of_fibre_channel()
+            .inspect_err(|error| tracing::warn!(%error, "no events of Fibre Channel hosts here"))
+            .ok();
+        let mut unsettled = Instant::now();
         let memory = Shared::default();
         let mut unwell = Vec::new();
         let mut sweep = Instant::now();
@@ -150,6 +157,12 @@ impl Engine {
                         self.ledger().forget(&maps);
                     }
                     unwell = self.tend(&maps, &memory);
+                    if start < unsettled {
+                        let over_fabrics = maps.into_iter().filter(is_over_fibre_channel);
+                        unwell.extend(over_fabrics.map(|map| map.name));
+                        unwell.sort_unstable();
+                        unwell.dedup();
+                    }
                 }
                 Err(error) => {
                     tracing::warn!(error = full(&error), "cannot read the maps");
@@ -167,6 +180,10 @@ impl Engine {
                 tokio::select! {
                     event = next_of(uevents.as_ref()) => event,
                     event = next_of(sessions.as_ref()) => event,
+                    event = next_of(fabrics.as_ref()) => {
+                        unsettled = Instant::now() + FABRIC;
+                        event
+                    }
                 }
             };
             tokio::select! {
@@ -382,6 +399,10 @@ impl Engine {
     }
 }
 
+fn is_over_fibre_channel(map: &Map) -> bool {
+    map.paths().any(|path| path.remote_port.is_some())
+}
+
 /// The map has another path that is usable.
 fn others_than(map: &Map, path: &PathView) -> bool {
     map.paths()
@@ -414,6 +435,10 @@ fn proves_itself(host: &Host, path: &PathView, wwid: &Wwid, standby: bool) -> Re
     let Ok(hctl) = path.hctl.parse::<Hctl>() else {
         return Err(ProveError::Gone { devno: path.devno });
     };
+    // A port that was lost took no time, and one that was made anew has its own.
+    if let Some(port) = path.remote_port {
+        port.give_back_soon(host);
+    }
     for _ in 0..super::UNIT_ATTENTIONS {
         match host.scsi.test_unit_ready(&path.name) {
             Ok(()) => break,
