@@ -3,7 +3,7 @@
 
 mod failover;
 mod fault;
-mod kernel_log;
+pub(crate) mod kernel_log;
 mod scale;
 mod stage;
 mod standby;

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::{
     artifacts::Artifacts,
+    bench::kernel_log,
     guest::Guest,
     lab::{Lab, LabSpec, Places},
     maps::Adopted,
@@ -28,6 +29,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(5);
 /// A lost port without I/O must be noticed by the event that its host sends: the engine looks at everything every thirty seconds.
 const NOTICED: Duration = Duration::from_secs(2);
+/// Name of the marks in the kernel's log.
+const MARK: &str = "cut";
 /// Writes that count as going on.
 const WRITES: usize = 100;
 
@@ -66,6 +69,7 @@ async fn steps(report: &Report, lab: &Lab) -> Result<()> {
             shown(lab),
         )
         .await?;
+    kernel_log::prepare(guest).await?;
     let writer = report.step("a writer", Writer::start(lab, guest, "writer", &device, "direct"));
     let writer = writer.await?;
     for fabric in FABRICS {
@@ -75,7 +79,7 @@ async fn steps(report: &Report, lab: &Lab) -> Result<()> {
         );
         let (failed, longest) = report.step(&title, cut(lab, &writer, fabric)).await?;
         report.say(format!(
-            "      path failed {} after the cut, longest write {}",
+            "      path failed {} after the link was lost, longest write {}",
             seconds(failed),
             seconds(longest)
         ));
@@ -101,7 +105,10 @@ async fn steps(report: &Report, lab: &Lab) -> Result<()> {
             fabric.name
         );
         let noticed = report.step(&title, idle(lab, fabric)).await?;
-        report.say(format!("      path failed {} after the cut", seconds(noticed)));
+        report.say(format!(
+            "      path failed {} after the link was lost",
+            seconds(noticed)
+        ));
     }
     guest.kill(WATCH, 15).await?;
     guest.wait(WATCH, LIMIT).await.map(drop)
@@ -174,12 +181,25 @@ async fn shown(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the map sends no I/O to the path; how long that took.
-async fn failed(lab: &Lab, fabric: Fabric) -> Result<Duration> {
+/// Cuts a fabric and waits until the map sends no I/O to its path; how long that took by the guest's own clock.
+async fn cut_and_failed(lab: &Lab, fabric: Fabric) -> Result<Duration> {
+    let guest = lab.node(0);
+    kernel_log::mark(guest, MARK).await?;
+    fabric.cut(guest).await?;
     wait::until("the path is failed", LIMIT, async || {
         Ok(path(lab, fabric).await?["active"] == false)
     })
-    .await
+    .await?;
+    let lines = kernel_log::since(guest, MARK).await?;
+    let time = |text: &str| {
+        lines
+            .iter()
+            .find(|line| line.text.contains(text))
+            .map(|line| line.at)
+    };
+    let (lost, failed) = (time(": Link down on port"), time(": Failing path "));
+    let took = failed.zip(lost).map(|(failed, lost)| failed.saturating_sub(lost));
+    took.with_context(|| format!("the kernel says {lines:?}"))
 }
 
 async fn offline(lab: &Lab, fabric: Fabric) -> Result<()> {
@@ -223,8 +243,7 @@ async fn go_on(guest: &Guest, writer: &Writer) -> Result<usize> {
 async fn cut(lab: &Lab, writer: &Writer, fabric: Fabric) -> Result<(Duration, Duration)> {
     let guest = lab.node(0);
     let before = go_on(guest, writer).await?;
-    fabric.cut(guest).await?;
-    let took = failed(lab, fabric).await?;
+    let took = cut_and_failed(lab, fabric).await?;
     offline(lab, fabric).await?;
     go_on(guest, writer).await?;
     let writes = writer.acknowledged(guest).await?;
@@ -283,11 +302,9 @@ async fn verify(guest: &Guest, writer: &Writer) -> Result<Duration> {
 }
 
 async fn idle(lab: &Lab, fabric: Fabric) -> Result<Duration> {
-    let guest = lab.node(0);
-    fabric.cut(guest).await?;
-    let noticed = failed(lab, fabric).await?;
+    let noticed = cut_and_failed(lab, fabric).await?;
     ensure!(noticed < NOTICED, "noticed after {noticed:?}");
-    fabric.heal(guest).await?;
+    fabric.heal(lab.node(0)).await?;
     usable(lab, fabric).await?;
     Ok(noticed)
 }
