@@ -1,5 +1,9 @@
-//! Fibre Channel in software inside one guest: two fabrics (FCoE in VN2VN mode, each over a veth pair), the kernel's target (tcm_fc) at one end of
+//! Fibre Channel in software inside one guest: two fabrics (FCoE in VN2VN mode, each over a bridge), the kernel's target (tcm_fc) at one end of
 //! each, and the guest's own initiator at the other. Everything above the wire is what a host bus adapter has: fc_host, remote ports, their timers.
+//!
+//! Only the initiator's end loses its link. A target that loses it under writes was seen to wait without end for their commands (6.1: ft_prlo,
+//! target_wait_for_cmds), on the one queue of libfc (fc_rport_eq) that the initiator in the same kernel needs to block its own ports. A target gives a
+//! silent port up after two and a half beacons of 8 s (libfcoe, FIP_VN_BEACON_INT): a cut is to be shorter.
 
 use std::time::Duration;
 
@@ -8,7 +12,8 @@ use anyhow::{Result, ensure};
 use crate::{guest::Guest, wait};
 
 /// What the guest loads for it.
-pub const MODULES: [&str; 9] = [
+pub const MODULES: [&str; 10] = [
+    "bridge",
     "veth",
     "scsi_transport_fc",
     "libfc",
@@ -66,20 +71,38 @@ impl Fabric {
         format!("0x{}", wwpn(self.target.1).replace(':', ""))
     }
 
-    /// The array's end of the wire loses its carrier, and with it the initiator's.
+    /// The other end of an interface's wire: the bridge's port.
+    fn bridge_port(interface: &str) -> String {
+        format!("{interface}-wire")
+    }
+
+    /// The initiator's end loses its carrier.
     pub async fn cut(&self, guest: &Guest) -> Result<()> {
-        guest
-            .exec(&["ip", "link", "set", self.target.0, "down"])
-            .await
-            .map(drop)
+        self.set(guest, "down").await
     }
 
     /// Ends [`Fabric::cut`].
     pub async fn heal(&self, guest: &Guest) -> Result<()> {
-        guest
-            .exec(&["ip", "link", "set", self.target.0, "up"])
-            .await
-            .map(drop)
+        self.set(guest, "up").await
+    }
+
+    async fn set(&self, guest: &Guest, state: &str) -> Result<()> {
+        let wire = Self::bridge_port(self.initiator.0);
+        guest.exec(&["ip", "link", "set", &wire, state]).await.map(drop)
+    }
+
+    /// Makes the bridge, and an interface on it for each end.
+    async fn make(&self, guest: &Guest) -> Result<()> {
+        let bridge = format!("fc{}", self.name);
+        let mut script = format!("ip link add {bridge} type bridge; ip link set {bridge} up\n");
+        for (interface, end) in [self.initiator, self.target] {
+            let (mac, wire) = (mac(end), Self::bridge_port(interface));
+            script += &format!(
+                "ip link add {interface} address {mac} type veth peer name {wire}
+                 ip link set {wire} master {bridge} up; ip link set {interface} up\n"
+            );
+        }
+        guest.shell(&script).await.map(drop)
     }
 }
 
@@ -99,17 +122,12 @@ pub async fn prepare(guest: &Guest) -> Result<()> {
         // The target first: an initiator that logs in to a port without one finds no target, and does not ask again.
         let group = format!("{TARGET}/fc/{}/tpgt_1", wwpn(far.1));
         let script = format!(
-            "ip link add {near} address {near_mac} type veth peer name {far} address {far_mac}
-             ip link set {near} up; ip link set {far} up
-             mkdir -p {group}/lun/lun_0; ln -s {TARGET}/core/fileio_0/lun {group}/lun/lun_0/lun
+            "mkdir -p {group}/lun/lun_0; ln -s {TARGET}/core/fileio_0/lun {group}/lun/lun_0/lun
              mkdir -p {group}/acls/{initiator}/lun_0; ln -s {group}/lun/lun_0 {group}/acls/{initiator}/lun_0/lun",
-            near = near.0,
-            near_mac = mac(near.1),
-            far = far.0,
-            far_mac = mac(far.1),
             initiator = wwpn(near.1),
         );
         guest.shell(&script).await?;
+        fabric.make(guest).await?;
         for end in [far, near] {
             log_in(guest, end.0).await?;
         }

@@ -186,11 +186,14 @@ async fn cut_and_failed(lab: &Lab, fabric: Fabric) -> Result<Duration> {
     let guest = lab.node(0);
     kernel_log::mark(guest, MARK).await?;
     fabric.cut(guest).await?;
-    wait::until("the path is failed", LIMIT, async || {
-        Ok(path(lab, fabric).await?["active"] == false)
-    })
-    .await?;
+    let failed = wait::until("the path is failed", LIMIT, async || {
+        let path = path(lab, fabric).await?;
+        ensure!(path["active"] == false, "{path}");
+        Ok(true)
+    });
+    let failed = failed.await;
     let lines = kernel_log::since(guest, MARK).await?;
+    failed.with_context(|| format!("the kernel says {lines:?}"))?;
     let time = |text: &str| {
         lines
             .iter()

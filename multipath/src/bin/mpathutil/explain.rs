@@ -321,7 +321,7 @@ mod tests {
             "{all}"
         );
         assert!(all.contains("  8:16  WWPN 0x2000020000000012 (gone)\n"), "{all}");
-        assert!(!all.contains("portal"), "{all}");
+        assert!(!all.contains("  portal "), "{all}");
     }
 
     #[test]
