@@ -27,7 +27,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// I/O in flight on a lost port must be through after this time: the engine asks the kernel to give it back after one second; by itself the kernel keeps
 /// it for sixty.
 const LONGEST: Duration = Duration::from_secs(5);
-/// A lost port without I/O must be noticed by the event that its host sends: the engine looks at everything every thirty seconds.
+/// A lost port without I/O must be noticed by the event that its host sends: the engine looks at everything every half a minute.
 const NOTICED: Duration = Duration::from_secs(2);
 /// Name of the marks in the kernel's log.
 const MARK: &str = "cut";
