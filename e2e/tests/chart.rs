@@ -109,6 +109,23 @@ async fn what_is_wrong_is_refused_by_its_name() {
             json!({"kubeletDirectory": "var/lib/kubelet"}),
             "/node/kubeletDirectory",
         ),
+        (
+            "/node",
+            json!({"iscsiNetns": "run/netns/host"}),
+            "/node/iscsiNetns",
+        ),
+        ("/node", json!({"hostRoot": "/host/"}), "/node/hostRoot"),
+        ("/node", json!({"sharedKernel": "yes"}), "/node/sharedKernel"),
+        (
+            "/node",
+            json!({"sharedKernel": true, "installHostConfig": true}),
+            "node.sharedKernel excludes node.installHostConfig",
+        ),
+        (
+            "/node",
+            json!({"sharedKernel": true, "iscsid": "auto"}),
+            "node.sharedKernel needs node.iscsid host",
+        ),
         ("/sidecars", json!({"registrar": {}}), "registrar"),
         ("/log", json!({"level": "verbose"}), "/log/level"),
         (
@@ -164,6 +181,28 @@ async fn no_password_is_shipped_and_an_own_one_is_only_in_the_secret() {
     assert!(secret.contains("kind: Secret"), "{secret}");
     let manifest = template(&good()).await.expect("renders");
     assert!(!manifest.contains("kind: Secret"), "a Secret is shipped");
+}
+
+#[tokio::test]
+#[ignore = "needs helm"]
+async fn nodes_that_share_a_kernel_get_what_the_plugin_asks_for() {
+    let alone = template(&good()).await.expect("renders");
+    for absent in ["--shared-kernel", "iscsi-netns", "MPATHUTIL_NODE"] {
+        assert!(!alone.contains(absent), "{absent} is in the default");
+    }
+    assert!(alone.contains("        - name: host\n          hostPath: {path: /, type: Directory}\n"));
+    let values = json!({"sharedKernel": true, "iscsiNetns": "/run/netns/host", "hostRoot": "/kernel-host"});
+    let shared = template(&with("/node", values)).await.expect("renders");
+    for wanted in [
+        "            - --shared-kernel\n",
+        "            - --iscsi-netns=/run/iscsi-netns\n",
+        "            - {name: iscsi-netns, mountPath: /run/iscsi-netns, readOnly: true}\n",
+        "        - name: iscsi-netns\n          hostPath: {path: /run/netns/host, type: File}\n",
+        "        - name: host\n          hostPath: {path: /kernel-host, type: Directory}\n",
+        "            - name: MPATHUTIL_NODE\n              valueFrom: {fieldRef: {fieldPath: spec.nodeName}}\n",
+    ] {
+        assert!(shared.contains(wanted), "{wanted} is not in\n{shared}");
+    }
 }
 
 #[tokio::test]

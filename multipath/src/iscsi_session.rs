@@ -81,10 +81,21 @@ pub fn portal(host: &Host, session: u32) -> Option<String> {
     })
 }
 
-/// The two ends of a session's connection now: this host's address, and address and port of the target's. The kernel knows them
-/// only while it is logged in (drivers/scsi/iscsi_tcp.c, iscsi_sw_tcp_conn_get_param and iscsi_sw_tcp_host_get_param).
+/// The two ends of a session's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// This host's address.
+    pub local: IpAddr,
+    /// This host's port, where the kernel tells it: nodes that share a kernel have connections between the same addresses.
+    pub local_port: Option<u16>,
+    /// Address and port of the target's.
+    pub peer: SocketAddr,
+}
+
+/// The ends of a session's connection now. The kernel knows them only while it is logged in (drivers/scsi/iscsi_tcp.c,
+/// iscsi_sw_tcp_conn_get_param and iscsi_sw_tcp_host_get_param).
 #[must_use]
-pub fn ends(host: &Host, session: u32) -> Option<(IpAddr, SocketAddr)> {
+pub fn ends(host: &Host, session: u32) -> Option<Ends> {
     let read = |path: String| host.sysfs.read(&path).ok();
     let connection = format!("class/iscsi_connection/connection{session}:0");
     let peer: IpAddr = read(format!("{connection}/address"))?.parse().ok()?;
@@ -93,5 +104,9 @@ pub fn ends(host: &Host, session: u32) -> Option<(IpAddr, SocketAddr)> {
     let local: IpAddr = read(format!("class/iscsi_host/host{number}/ipaddress"))?
         .parse()
         .ok()?;
-    Some((local, SocketAddr::new(peer, port)))
+    Some(Ends {
+        local,
+        local_port: read(format!("{connection}/local_port")).and_then(|port| port.parse().ok()),
+        peer: SocketAddr::new(peer, port),
+    })
 }

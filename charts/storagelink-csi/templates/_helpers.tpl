@@ -30,6 +30,10 @@ app.kubernetes.io/component: {{ .component }}
 {{- if and .existingSecret (or .username .password) }}{{ fail "service.existingSecret excludes service.username and service.password" }}{{ end }}
 {{- if not (or .existingSecret (and .username .password)) }}{{ fail "service.existingSecret is required, or service.username with service.password" }}{{ end }}
 {{- end }}
+{{- with .Values.node }}
+{{- if and .sharedKernel .installHostConfig }}{{ fail "node.sharedKernel excludes node.installHostConfig: the nodes have one host together" }}{{ end }}
+{{- if and .sharedKernel (ne .iscsid "host") }}{{ fail "node.sharedKernel needs node.iscsid host: one iscsid serves all nodes of a kernel" }}{{ end }}
+{{- end }}
 {{- end }}
 
 {{- define "storagelink.config" -}}

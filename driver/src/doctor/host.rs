@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use storagelink_multipath::host::kernel::NetNamespace;
+
 use super::Finding;
 use crate::{
     codes::chain,
@@ -37,14 +39,21 @@ pub struct Places {
     pub initiator_name_file: PathBuf,
     /// Whose iscsid is meant to run.
     pub iscsid: Iscsid,
+    /// The network namespace in which it runs.
+    pub network: NetNamespace,
+    /// The node's name, when it shares the kernel with others.
+    pub node: Option<String>,
 }
 
 /// Everything about this host.
 #[must_use]
 pub fn check(places: &Places, programs: &HostPrograms) -> Vec<Finding> {
     let mut all = programs_there(&programs.missing());
-    all.push(initiator_name(&places.initiator_name_file));
-    let sockets = fs::read_to_string(places.proc.join("net/unix"));
+    all.push(initiator_name(
+        &places.initiator_name_file,
+        places.node.as_deref(),
+    ));
+    let sockets = sockets(&places.proc, &places.network);
     all.push(iscsid(&sockets, places.iscsid));
     all.extend(multipathd(&sockets));
     let root = places.host_root.as_deref().unwrap_or(Path::new("/"));
@@ -64,14 +73,29 @@ fn programs_there(missing: &[Program]) -> Vec<Finding> {
     missing.iter().map(one).collect()
 }
 
-fn initiator_name(file: &Path) -> Finding {
-    match info::initiator_name(file) {
+/// A node that shares its kernel has one of its own, which needs the node's.
+fn initiator_name(file: &Path, node: Option<&str>) -> Finding {
+    let name = match node {
+        Some(node) => info::node_id(node, file, true).map(|id| id.initiator().to_owned()),
+        None => info::initiator_name(file),
+    };
+    match name {
         Ok(name) => Finding::good("initiator name", name),
         Err(error) => Finding::failure(
             "initiator name",
             format!("{}: install open-iscsi and start it once", chain(&error)),
         ),
     }
+}
+
+/// The abstract sockets of a network namespace. `/proc/net` is that of the process, not of the thread.
+fn sockets(proc: &Path, network: &NetNamespace) -> io::Result<String> {
+    let file = proc.join(if network.is_own() {
+        "net/unix"
+    } else {
+        "thread-self/net/unix"
+    });
+    network.run(|| fs::read_to_string(file))?
 }
 
 fn has(sockets: &io::Result<String>, name: &str) -> Option<bool> {
@@ -81,8 +105,8 @@ fn has(sockets: &io::Result<String>, name: &str) -> Option<bool> {
 
 /// Whether an iscsid answers in this network namespace; `None`: it cannot be told. `proc` is `/proc`.
 #[must_use]
-pub fn iscsid_runs(proc: &Path) -> Option<bool> {
-    has(&fs::read_to_string(proc.join("net/unix")), ISCSID)
+pub fn iscsid_runs(proc: &Path, network: &NetNamespace) -> Option<bool> {
+    has(&sockets(proc, network), ISCSID)
 }
 
 fn iscsid(sockets: &io::Result<String>, whose: Iscsid) -> Finding {
@@ -165,12 +189,14 @@ mod tests {
 
     struct Host {
         dir: tempfile::TempDir,
+        node: Option<String>,
     }
 
     impl Host {
         fn new() -> Self {
             let host = Self {
                 dir: tempfile::tempdir().expect("temporary directory"),
+                node: None,
             };
             host.write(
                 "proc/net/unix",
@@ -205,6 +231,8 @@ mod tests {
                 host_root: Some(root.join("host")),
                 initiator_name_file: root.join("host/etc/iscsi/initiatorname.iscsi"),
                 iscsid: Iscsid::OfHost,
+                network: NetNamespace::default(),
+                node: self.node.clone(),
             };
             let mut all = check(&places, &HostPrograms::find(Some(&places.proc), places.iscsid));
             // The machine of the tests need not have the programs.
@@ -273,6 +301,23 @@ mod tests {
             assert!(found.found.contains(text), "{found}");
             assert_eq!(found.severity, severity, "{found}");
         }
+    }
+
+    #[test]
+    fn a_node_that_shares_its_kernel_has_an_initiator_name_of_its_own() {
+        let host = Host {
+            node: Some("n1".to_owned()),
+            ..Host::new()
+        };
+        assert_eq!(host.bad(), []);
+        let name = host.dir.path().join("host/etc/iscsi/initiatorname.iscsi");
+        let found = initiator_name(&name, Some("n1"));
+        assert_eq!(
+            found,
+            Finding::good("initiator name", "iqn.2026-11.example:n1:n1")
+        );
+        let found = initiator_name(&name, Some("N 1"));
+        assert_eq!(found.severity, Severity::Failure, "{found}");
     }
 
     #[test]

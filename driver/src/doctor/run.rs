@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use storagelink_multipath::host::kernel::NetNamespace;
+
 use super::{Finding, Severity, cluster, host, service};
 use crate::{
     codes::chain,
@@ -21,6 +23,15 @@ pub struct Args {
     /// The file controller.toml: also checks the service, and its portals from this host.
     #[arg(long)]
     pub config: Option<PathBuf>,
+    /// Several nodes share this kernel: checks what the node of --node-name needs.
+    #[arg(long, requires = "node_name")]
+    pub shared_kernel: bool,
+    /// The node's name in Kubernetes.
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: Option<String>,
+    /// A handle of the network namespace in which the host's iscsid runs, when it is not this one.
+    #[arg(long, value_name = "PATH")]
+    pub iscsi_netns: Option<PathBuf>,
     /// Also checks the cluster that the environment names.
     #[arg(long)]
     pub cluster: bool,
@@ -35,17 +46,24 @@ pub struct Args {
 /// Looks at everything. The exit code says whether volumes can work: 0, or 1.
 #[allow(clippy::print_stdout, reason = "a command-line program")]
 pub async fn run(args: Args) -> ExitCode {
-    let places = host::Places {
+    let mut places = host::Places {
         proc: "/proc".into(),
         sys: "/sys".into(),
         host_root: args.host_root.filter(|root| root.as_os_str() != "/"),
         initiator_name_file: args.initiator_name_file,
         iscsid: Iscsid::OfHost,
+        network: NetNamespace::default(),
+        node: args.node_name.filter(|_| args.shared_kernel),
     };
     let mut all = Vec::new();
+    match args.iscsi_netns.as_deref().map(NetNamespace::open) {
+        Some(Ok(network)) => places.network = network,
+        Some(Err(error)) => all.push(Finding::failure("--iscsi-netns", chain(&error))),
+        None => {}
+    }
     if !args.no_host {
         let programs = HostPrograms::find(places.host_root.as_deref(), places.iscsid);
-        all = host::check(&places, &programs);
+        all.extend(host::check(&places, &programs));
     }
     match args.config.map(|path| Config::load(&path)) {
         Some(Ok(config)) => all.extend(service::check(config).await),

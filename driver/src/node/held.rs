@@ -1,6 +1,6 @@
 //! What a volume lies on here: a multipath map, or one disk when it was staged without multipathing. Read from the kernel for each operation.
 
-use storagelink_multipath::{Map, PathView, names};
+use storagelink_multipath::{Map, PathView};
 use uuid::Uuid;
 
 use super::{Inner, fault::Fault, prepare::Disk, single::Single, view};
@@ -70,7 +70,7 @@ impl Inner {
             Held::Map(map) => return view::disk(&self.host, map).await,
             Held::Single(single) => single,
         };
-        let map = names::map_name(&volume.to_string());
+        let map = self.host.names.map_name(&volume.to_string());
         let (block, devno, name) = (self.host.block.clone(), single.devno, map.clone());
         let node = view::node(&map, move || block.own_node(devno, &name)).await?;
         Ok(Disk {

@@ -77,6 +77,8 @@ pub enum HostConfigError {
 pub(super) struct HostConfig {
     root: PathBuf,
     wanted: bool,
+    /// Other nodes share the host: it is left as it is.
+    shared: bool,
 }
 
 impl HostConfig {
@@ -85,6 +87,16 @@ impl HostConfig {
         Self {
             root: root.unwrap_or(Path::new("/")).to_owned(),
             wanted,
+            shared: false,
+        }
+    }
+
+    /// For a host that this node shares with others: nothing is installed, nor removed, nor marked. One node would take away what another needs.
+    pub(super) fn of_shared_host() -> Self {
+        Self {
+            root: PathBuf::new(),
+            wanted: false,
+            shared: true,
         }
     }
 
@@ -96,6 +108,9 @@ impl HostConfig {
     /// Installs what is wanted, or removes what an earlier one installed. Each file for itself: what could not be done is answered. Blocking.
     pub(super) fn apply(&self) -> Vec<HostConfigError> {
         let mut errors = Vec::new();
+        if self.shared {
+            return errors;
+        }
         for (name, text) in FILES {
             let path = self.root.join(name);
             let done = match self.wanted {
@@ -123,6 +138,9 @@ impl HostConfig {
 
     /// It is not used here any more. Blocking.
     pub(super) fn unmark(&self, wwid: &str) -> Result<(), HostConfigError> {
+        if self.shared {
+            return Ok(());
+        }
         let path = self.root.join(OURS).join(wwid);
         match fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {

@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use storagelink_multipath::host::kernel::NetNamespace;
 use storagelink_proto::csi::v1::Topology;
 use tonic::Code;
 
@@ -56,6 +57,9 @@ pub enum InfoError {
     /// The routes cannot be read.
     #[error("routes of node")]
     Routes(#[from] RoutesError),
+    /// The network namespace cannot be entered.
+    #[error("routes of node: the network namespace of --iscsi-netns")]
+    Network(#[source] io::Error),
 }
 
 impl Coded for InfoError {
@@ -98,9 +102,12 @@ pub fn initiator_name(path: &Path) -> Result<String, InfoError> {
     }
 }
 
-/// The id of this node.
-pub fn node_id(name: &str, file: &Path) -> Result<NodeId, InfoError> {
-    let initiator = initiator_name(file)?;
+/// The id of this node. One that shares its kernel has an initiator name of its own: the host's, followed by the node's name.
+pub fn node_id(name: &str, file: &Path, shared_kernel: bool) -> Result<NodeId, InfoError> {
+    let mut initiator = initiator_name(file)?;
+    if shared_kernel {
+        initiator = format!("{initiator}:{name}");
+    }
     NodeId::new(name, &initiator, Vec::new()).map_err(|source| InfoError::Malformed {
         node: name.to_owned(),
         path: file.to_owned(),
@@ -108,12 +115,15 @@ pub fn node_id(name: &str, file: &Path) -> Result<NodeId, InfoError> {
     })
 }
 
-/// Which fabrics this node has; `None` when there is no topology. `net` is `/proc/net`.
-pub fn topology(fabrics: &Fabrics, net: &Path) -> Result<Option<Topology>, InfoError> {
+/// Which fabrics this node has; `None` when there is no topology. `network` is where iSCSI is spoken.
+pub fn topology(fabrics: &Fabrics, network: &NetNamespace) -> Result<Option<Topology>, InfoError> {
     if fabrics.is_empty() {
         return Ok(None);
     }
-    Ok(fabrics.of_node(&routes::read(net)?))
+    let routes = network
+        .run(|| routes::read(Path::new("/proc/thread-self/net")))
+        .map_err(InfoError::Network)??;
+    Ok(fabrics.of_node(&routes))
 }
 
 #[cfg(test)]
@@ -124,17 +134,27 @@ mod tests {
     fn the_name_is_read_as_open_iscsi_writes_it_and_anything_else_is_refused() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let file = dir.path().join("initiatorname.iscsi");
-        assert!(matches!(node_id("n1", &file), Err(InfoError::Unreadable { .. })));
+        assert!(matches!(
+            node_id("n1", &file, false),
+            Err(InfoError::Unreadable { .. })
+        ));
         std::fs::write(
             &file,
             "## comment\n#InitiatorName=iqn.old\nInitiatorName=iqn.1993-08.org.debian:01:abc\n",
         )
         .expect("written");
         assert_eq!(
-            node_id("n1", &file).expect("an id").to_string(),
+            node_id("n1", &file, false).expect("an id").to_string(),
             "n1/iqn.1993-08.org.debian:01:abc"
         );
-        assert!(matches!(node_id("N 1", &file), Err(InfoError::Malformed { .. })));
+        assert_eq!(
+            node_id("n1", &file, true).expect("an id").to_string(),
+            "n1/iqn.1993-08.org.debian:01:abc:n1"
+        );
+        assert!(matches!(
+            node_id("N 1", &file, false),
+            Err(InfoError::Malformed { .. })
+        ));
         for (content, found) in [
             ("GenerateName=yes\n", 0),
             ("", 0),
@@ -142,13 +162,13 @@ mod tests {
         ] {
             std::fs::write(&file, content).expect("written");
             assert!(
-                matches!(node_id("n1", &file), Err(InfoError::NoName { found: f, .. }) if f == found),
+                matches!(node_id("n1", &file, false), Err(InfoError::NoName { found: f, .. }) if f == found),
                 "{content}"
             );
         }
         for name in ["", "host1", "iqn.a/b", "iqn.a b"] {
             std::fs::write(&file, format!("InitiatorName={name}\n")).expect("written");
-            let error = node_id("n1", &file).expect_err(name);
+            let error = node_id("n1", &file, false).expect_err(name);
             assert!(error.to_string().contains("initiatorname.iscsi"), "{error}");
         }
     }

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use storagelink_multipath::host::kernel::NetNamespace;
 use uuid::Uuid;
 
 use super::info;
@@ -45,14 +46,14 @@ pub enum Wanted {
 }
 
 impl Wanted {
-    /// Whether the plugin runs one itself. `proc` is `/proc`.
+    /// Whether the plugin runs one itself. `proc` is `/proc`, `network` where iSCSI is spoken.
     #[must_use]
-    pub fn here(self, proc: &Path) -> bool {
+    pub fn here(self, proc: &Path, network: &NetNamespace) -> bool {
         match self {
             Self::Host => false,
             Self::Container => true,
             // One that cannot be looked for is taken for running: two would fight.
-            Self::Auto => iscsid_runs(proc) == Some(false),
+            Self::Auto => iscsid_runs(proc, network) == Some(false),
         }
     }
 }
@@ -137,17 +138,18 @@ mod tests {
     fn auto_takes_the_hosts_when_it_runs() {
         let proc = tempfile::tempdir().expect("temporary directory");
         let net = proc.path().join("net");
+        let own = NetNamespace::default();
         // What cannot be read is no reason to start a second one.
-        assert!(!Wanted::Auto.here(proc.path()));
+        assert!(!Wanted::Auto.here(proc.path(), &own));
         std::fs::create_dir(&net).expect("made");
         for (sockets, here) in [
             ("Num\n", true),
             ("Num\n1: 2 @ISCSIADM_ABSTRACT_NAMESPACE\n", false),
         ] {
             std::fs::write(net.join("unix"), sockets).expect("written");
-            assert_eq!(Wanted::Auto.here(proc.path()), here);
+            assert_eq!(Wanted::Auto.here(proc.path(), &own), here);
         }
-        assert!(Wanted::Container.here(proc.path()) && !Wanted::Host.here(proc.path()));
+        assert!(Wanted::Container.here(proc.path(), &own) && !Wanted::Host.here(proc.path(), &own));
     }
 
     #[test]

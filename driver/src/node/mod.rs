@@ -14,7 +14,7 @@
 //! [`service`] speaks gRPC; [`validate`] checks fields; [`stage`], [`unstage`], [`publish`], [`stats`], [`expand`] are
 //! one operation each; [`held`] says what a volume lies on, a map or, without multipathing, a [`single`] disk; [`prepare`] decides about file
 //! systems; [`view`] reads the mount table; [`joins`] brings up late paths; [`transport`] is the seam to iSCSI; [`switch`] is the node's setting,
-//! read from its annotations; [`registration`] speaks with the kubelet, [`events`] tells the cluster, [`tell`] tells `mpathutil`; [`run`] is the program.
+//! read from its annotations; [`shared_kernel`] is about nodes that are containers; [`registration`] speaks with the kubelet, [`events`] tells the cluster, [`tell`] tells `mpathutil`; [`run`] is the program.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -48,6 +48,7 @@ pub mod registration;
 mod remark;
 mod run;
 mod service;
+mod shared_kernel;
 mod single;
 mod stage;
 mod stats;
@@ -66,6 +67,7 @@ pub use expand::ExpandError;
 pub use publish::{PublishError, UnpublishError};
 pub use run::{NodeArgs, run};
 pub use service::NodeService;
+pub use shared_kernel::{SharedKernelArgs, SharedKernelError};
 pub use stage::StageError;
 pub use stats::StatsError;
 pub use unstage::UnstageError;
@@ -155,7 +157,10 @@ impl Node {
     pub fn new(config: Config, outside: Outside) -> Result<Self, JournalError> {
         let journal = Journal::open(&config.state_dir)?;
         let switch = Switch::new(&config.state_dir, config.multipathing);
-        let host_config = HostConfig::new(config.host_root.as_deref(), config.host_config);
+        let host_config = match outside.host.names.node() {
+            Some(_) => HostConfig::of_shared_host(),
+            None => HostConfig::new(config.host_root.as_deref(), config.host_config),
+        };
         // Made here, so that a volume's end leaves nothing that was not there before.
         for directory in [storagelink_multipath::told::DIRECTORY, NODES] {
             let path = config.state_dir.join(directory);

@@ -19,9 +19,10 @@ use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Config, Node, NodeService, Outside, events, info, iscsid,
+    Config, Node, NodeService, Outside, SharedKernelArgs, events, info, iscsid,
     journal::{Entry, JournalError},
     registration::{self, Registrar},
+    shared_kernel,
     switch::FIRST_ANSWER,
 };
 use crate::{
@@ -65,6 +66,9 @@ pub struct NodeArgs {
     /// Where the plugin sees the host's root file system, when it runs in a container.
     #[arg(long)]
     pub host_root: Option<PathBuf>,
+    /// Nodes that are containers.
+    #[command(flatten)]
+    pub sharing: SharedKernelArgs,
     /// The kubelet's plugin registry directory; without it something else registers the plugin.
     #[arg(long)]
     pub plugin_registry: Option<PathBuf>,
@@ -102,14 +106,17 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
     let fabrics = Fabrics::from_flags(args.fabric).context("--fabric")?;
     let topology = !fabrics.is_empty();
     let host_root = args.host_root.filter(|root| root.as_os_str() != "/");
-    let (whose, initiator_name_file) = match args.iscsid.here(Path::new("/proc")) {
+    let names = args.sharing.names(&args.node_name, args.iscsid)?;
+    let network = args.sharing.network()?;
+    let (whose, initiator_name_file) = match args.iscsid.here(Path::new("/proc"), &network) {
         false => (Iscsid::OfHost, args.initiator_name_file),
         true => (
             Iscsid::OfPlugin,
             iscsid::initiator_name_file(&args.initiator_name_file)?,
         ),
     };
-    let programs = Arc::new(HostPrograms::find(host_root.as_deref(), whose));
+    let programs = HostPrograms::find(host_root.as_deref(), whose).in_network(network.clone());
+    let programs = Arc::new(programs);
     if args.load_modules {
         load_modules(&programs).await;
     }
@@ -119,17 +126,24 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         host_root: host_root.clone(),
         initiator_name_file: initiator_name_file.clone(),
         iscsid: whose,
+        network: network.clone(),
+        node: names.node().map(str::to_owned),
     };
     let warnings = look_at_host(places, &programs).await;
     // After the look: it would find our own.
     let own_iscsid =
         (whose == Iscsid::OfPlugin).then(|| tokio::spawn(iscsid::keep_running(programs.clone())));
-    let host = Host::kernel(args.state_dir.join(super::NODES));
+    let interface = shared_kernel::interface(&names, &initiator_name_file)?;
+    let host = Host {
+        names,
+        ..Host::kernel(args.state_dir.join(super::NODES)).in_network(network.clone())
+    };
     let engine = Engine::new(host.clone());
     let mut attach = iscsi::Config::new(&args.state_dir);
     if let Some(root) = host_root.as_ref().filter(|_| whose == Iscsid::OfHost) {
         attach.host_root.clone_from(root);
     }
+    attach.interface = interface;
     attach.initiator_name = match info::initiator_name(&initiator_name_file) {
         Ok(name) => Some(name),
         Err(error) => {
@@ -138,7 +152,7 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
             None
         }
     };
-    let probe = Arc::new(iscsi::Network);
+    let probe = Arc::new(iscsi::Network { namespace: network });
     let initiator =
         Initiator::new(host.clone(), programs.clone(), probe, attach).context("state directory")?;
     let config = Config {

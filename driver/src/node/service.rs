@@ -1,7 +1,7 @@
 //! The gRPC side of the node: fields are checked, the volume's guard is taken, the operation runs as a task of its own
 //! so that it comes to its end when the caller goes away, and its error becomes a status.
 
-use std::{future::Future, path::Path};
+use std::future::Future;
 
 use storagelink_proto::csi::v1::{
     NodeExpandVolumeRequest, NodeExpandVolumeResponse, NodeGetCapabilitiesRequest,
@@ -204,10 +204,11 @@ impl NodeRpc for NodeService {
         &self,
         _: Request<NodeGetInfoRequest>,
     ) -> Result<Response<NodeGetInfoResponse>, Status> {
-        let config = self.0.0.config.clone();
+        let (config, host) = (self.0.0.config.clone(), self.0.0.host.clone());
         let read = tokio::task::spawn_blocking(move || {
-            let id = info::node_id(&config.node_name, &config.initiator_name_file)?;
-            let topology = info::topology(&config.fabrics, Path::new("/proc/net"))?;
+            let shared = host.names.node().is_some();
+            let id = info::node_id(&config.node_name, &config.initiator_name_file, shared)?;
+            let topology = info::topology(&config.fabrics, &host.network.namespace())?;
             Ok::<_, InfoError>((id, topology))
         });
         let read = read

@@ -16,7 +16,7 @@ use storagelink_multipath::{
     Hctl, Host, Map, ScsiDisk, Wwid,
     engine::ProveError,
     host::DevNo,
-    iscsi_session, names, scsi_device,
+    iscsi_session, scsi_device,
     worker::{self, WorkerError},
 };
 use tonic::Code;
@@ -150,7 +150,7 @@ impl Inner {
 
     /// Number of the device that is mounted by the volume's own node, as a file system or as a node that is bound somewhere.
     async fn mounted_disk(&self, volume: Uuid) -> Result<Option<DevNo>, Fault> {
-        let name = names::map_name(&volume.to_string());
+        let name = self.host.names.map_name(&volume.to_string());
         let node = self.host.block.own_path(&name);
         let elsewhere = self.config.host_root.as_deref();
         let failed = |error: crate::mount::MountError| match &error {

@@ -7,7 +7,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use storagelink_multipath::{engine::RemoveError, names, worker};
+use storagelink_multipath::{engine::RemoveError, worker};
 use tonic::Code;
 use uuid::Uuid;
 
@@ -217,11 +217,18 @@ impl Inner {
         let context = entry.and_then(|e| PublishContext::from_map(&e.publish_context).ok());
         let done = self.transport.detach(&disks, context.as_ref()).await;
         done.map_err(|source| UnstageError::Transport { volume, source })?;
-        let (block, name) = (self.host.block.clone(), names::map_name(&volume.to_string()));
+        let (block, name) = (
+            self.host.block.clone(),
+            self.host.names.map_name(&volume.to_string()),
+        );
         if let Some(context) = context {
             self.unmark(&context.wwid).await;
         }
-        let removed = worker::run("remove-node", NODE, move || block.remove_own_node(&name)).await;
+        let removed = worker::run("remove-node", NODE, move || {
+            block.remove_own_node(&name)?;
+            block.remove_stale_nodes()
+        })
+        .await;
         match removed {
             Ok(Ok(())) => {}
             // Of no harm: it is made anew before it is used.

@@ -7,6 +7,8 @@ use std::{
     time::Instant,
 };
 
+use storagelink_multipath::host::kernel::NetNamespace;
+
 use super::{Invocation, Iscsid, Program, ProgramError, Programs, Running, process};
 
 /// Where programs are looked for. Fixed, so that nothing in an environment decides what runs as root.
@@ -36,6 +38,8 @@ struct Start {
 pub struct HostPrograms {
     starts: BTreeMap<Program, Start>,
     iscsid: Iscsid,
+    /// Where those run that speak iSCSI.
+    network: NetNamespace,
 }
 
 impl HostPrograms {
@@ -69,7 +73,17 @@ impl HostPrograms {
                 Some((program, start))
             })
             .collect();
-        Self { starts, iscsid }
+        Self {
+            starts,
+            iscsid,
+            network: NetNamespace::default(),
+        }
+    }
+
+    /// The same, with the programs that speak iSCSI started in this network namespace: the children enter it, this process does not.
+    #[must_use]
+    pub fn in_network(self, network: NetNamespace) -> Self {
+        Self { network, ..self }
     }
 
     /// The programs that are needed and were not found.
@@ -101,7 +115,11 @@ impl Programs for HostPrograms {
                 .ok_or(ProgramError::Missing { program })?;
             let path = SEARCH_PATH.join(":");
             let begun = Instant::now();
-            let result = process::run(&start.executable, &start.before, &path, &invocation).await;
+            let network = match program.speaks_iscsi() {
+                true => self.network.clone(),
+                false => NetNamespace::default(),
+            };
+            let result = process::run(&start.executable, &start.before, &path, &invocation, &network).await;
             let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
             let args = invocation.args.join(" ");
             match &result {

@@ -97,6 +97,12 @@ impl Program {
         }
     }
 
+    /// True for a program that speaks to iscsid or to the kernel's iSCSI: it must run in the network namespace of both.
+    #[must_use]
+    const fn speaks_iscsi(self) -> bool {
+        matches!(self, Self::Iscsiadm | Self::Iscsid)
+    }
+
     /// True for a program that must be the host's own, even when the plugin runs in a container: iscsiadm speaks an
     /// unversioned protocol with iscsid, so another build of it hangs; modprobe needs the host's modules.
     #[must_use]

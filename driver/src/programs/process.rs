@@ -12,6 +12,8 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
+use storagelink_multipath::host::kernel::NetNamespace;
+
 use super::{Exit, Finished, Invocation, OUTPUT_LIMIT, ProgramError, quote};
 
 /// How long to go on reading after the program ended, in case that something it started holds its output open.
@@ -38,17 +40,18 @@ impl Drop for Group {
     }
 }
 
-/// Runs `executable` with `before` and the invocation's own arguments.
+/// Runs `executable` with `before` and the invocation's own arguments, in this network namespace.
 pub(super) async fn run(
     executable: &Path,
     before: &[String],
     path: &str,
     invocation: &Invocation,
+    network: &NetNamespace,
 ) -> Result<Finished, ProgramError> {
     let program = invocation.program;
     let deadline = Instant::now() + invocation.timeout;
     let mut child =
-        spawn(executable, before, path, &invocation.args).map_err(|source| ProgramError::Start {
+        spawn(executable, before, path, &invocation.args, network).map_err(|source| ProgramError::Start {
             program,
             path: executable.to_owned(),
             source,
@@ -122,12 +125,14 @@ fn spawn(
     before: &[String],
     path: &str,
     args: &[String],
+    network: &NetNamespace,
 ) -> std::io::Result<tokio::process::Child> {
     #[allow(
         clippy::disallowed_methods,
         reason = "the driver's one place that starts programs"
     )]
     let mut command = tokio::process::Command::new(executable);
+    network.enter_in_child(command.as_std_mut());
     command
         .args(before)
         .args(args)
@@ -163,7 +168,14 @@ mod tests {
     /// `/bin/sh` stands in for the programs; the plugin itself never uses a shell.
     async fn shell(script: &str, limit: Duration) -> Result<Finished, ProgramError> {
         let invocation = Invocation::new(Program::Blkid, ["-c", script], limit);
-        run(Path::new("/bin/sh"), &[], "/usr/bin:/bin", &invocation).await
+        run(
+            Path::new("/bin/sh"),
+            &[],
+            "/usr/bin:/bin",
+            &invocation,
+            &NetNamespace::default(),
+        )
+        .await
     }
 
     fn alive(pid: i32) -> bool {
@@ -248,9 +260,15 @@ mod tests {
     #[tokio::test]
     async fn a_file_that_cannot_be_executed_is_named() {
         let invocation = Invocation::new(Program::Blkid, ["x"], Duration::from_secs(1));
-        let error = run(Path::new("/nonexistent/blkid"), &[], "/bin", &invocation)
-            .await
-            .expect_err("no such file");
+        let error = run(
+            Path::new("/nonexistent/blkid"),
+            &[],
+            "/bin",
+            &invocation,
+            &NetNamespace::default(),
+        )
+        .await
+        .expect_err("no such file");
         assert_eq!(error.to_string(), "cannot start /nonexistent/blkid");
     }
 }

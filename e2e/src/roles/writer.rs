@@ -47,6 +47,11 @@ impl Writer {
         Self::start_with(lab, guest, name, target, &["--every-ms", &pace]).await
     }
 
+    /// [`Writer::start`] with O_DIRECT from this block of 4 KiB on: `target` has other writers too.
+    pub async fn start_at(lab: &Lab, guest: &Guest, name: &str, target: &str, first: u64) -> Result<Self> {
+        Self::start_with(lab, guest, name, target, &["--first", &first.to_string()]).await
+    }
+
     async fn start_with(lab: &Lab, guest: &Guest, name: &str, target: &str, more: &[&str]) -> Result<Self> {
         let seed = (uuid::Uuid::new_v4().as_u128() as u64).to_string();
         let writer = Self {

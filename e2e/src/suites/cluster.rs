@@ -369,18 +369,22 @@ impl Cluster {
         }
     }
 
+    pub(super) fn controller(&self) -> ControllerClient<Channel> {
+        ControllerClient::new(self.controller.clone())
+    }
+
     fn node(&self, node: usize) -> NodeClient<Channel> {
         NodeClient::new(self.nodes[node].channel.clone())
     }
 }
 
-fn limited<T>(message: T) -> Request<T> {
+pub(super) fn limited<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(CALL_LIMIT);
     request
 }
 
-fn refused(call: &'static str) -> impl FnOnce(tonic::Status) -> Refused {
+pub(super) fn refused(call: &'static str) -> impl FnOnce(tonic::Status) -> Refused {
     move |status| Refused {
         call,
         code: status.code(),

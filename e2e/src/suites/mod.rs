@@ -14,6 +14,7 @@ pub mod others;
 pub mod policies;
 pub mod remap;
 pub mod sanity;
+pub mod shared_kernel;
 pub mod sharing;
 pub mod switch;
 pub mod tools;
@@ -43,6 +44,8 @@ pub enum Suite {
     Policies,
     /// Two volumes on one target, from one node and from two
     Sharing,
+    /// Two nodes on one kernel, in network namespaces of their own
+    SharedKernel,
     /// A wrong identity in the publish context
     WrongWwid,
     /// Another disk under the LUN of a volume in use
@@ -78,6 +81,7 @@ impl Suite {
                 Self::Alua,
                 Self::Policies,
                 Self::Sharing,
+                Self::SharedKernel,
                 Self::WrongWwid,
                 Self::Remap,
                 Self::Edges,
@@ -134,6 +138,7 @@ pub async fn run(suite: Suite, artifacts: &Artifacts, places: &Places) -> Result
             Suite::Alua => alua::run(&report, &cluster).await,
             Suite::Policies => policies::run(&report, &cluster).await,
             Suite::Sharing => sharing::run(&report, &cluster).await,
+            Suite::SharedKernel => shared_kernel::run(&report, &cluster).await,
             Suite::WrongWwid => wrong_wwid::run(&report, &cluster).await,
             Suite::Remap => remap::run(&report, &cluster).await,
             Suite::Edges => edges::run(&report, &cluster).await,

@@ -109,6 +109,7 @@ mod tests {
             every_ms: 0,
             target: directory.path().join("data"),
             log: directory.path().join("log"),
+            first: 0,
             blocks: 8,
             jobs: 2,
             mode: write::Mode::Fsync,

@@ -41,6 +41,9 @@ pub struct Options {
     /// Blocks of 4 KiB to write round and round; at least one per job.
     #[arg(long, default_value_t = 4096)]
     pub blocks: u64,
+    /// The block that they begin with, for writers that share a device.
+    #[arg(long, default_value_t = 0)]
+    pub first: u64,
     /// Writers at once, 1 to 64; each has blocks of its own.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=64))]
     pub jobs: u64,
@@ -127,7 +130,7 @@ fn one_job(
     let mut errors = 0;
     let mut sequence = 0;
     while !stop.load(Ordering::Relaxed) && errors < ERROR_LIMIT {
-        let number = job + (sequence % own) * options.jobs;
+        let number = options.first + job + (sequence % own) * options.jobs;
         sequence += 1;
         block::fill(&mut buffer, options.seed, number, sequence);
         let began = micros(start);

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{BuildError, Map, MapSpec, ProvenPath, change::Change, view};
-use crate::{Host, Policy, RemotePort, ScsiDisk, Wwid, host::DevNo, names, scsi_device};
+use crate::{Host, Policy, RemotePort, ScsiDisk, Wwid, host::DevNo, scsi_device};
 
 /// Runs a suspended map again and drops a table that was never swapped in.
 pub(super) fn settle(host: &Host, name: &str) -> Result<(), BuildError> {
@@ -29,9 +29,9 @@ pub(super) fn build(host: &Host, spec: &MapSpec, paths: &[ProvenPath]) -> Result
             wwid: spec.wwid.clone(),
         });
     }
-    let uuid = names::map_uuid(&spec.wwid);
+    let uuid = host.names.map_uuid(&spec.wwid);
     let disks = check(host, &spec.wwid, paths, &uuid)?;
-    let name = names::map_name(&spec.volume);
+    let name = host.names.map_name(&spec.volume);
     let change = Change::of(host, &name, spec.policy);
     let existing = host.dm.list().map_err(change.kernel())?;
     if let Some(other) = existing
@@ -274,7 +274,7 @@ pub(super) fn resize(host: &Host, wwid: &Wwid, policy: Policy) -> Result<Resized
 }
 
 fn find(host: &Host, wwid: &Wwid) -> Result<Map, BuildError> {
-    let uuid = names::map_uuid(wwid);
+    let uuid = host.names.map_uuid(wwid);
     let maps = view::those(host, |info| info.uuid == uuid).map_err(|source| BuildError::Kernel {
         name: uuid.clone(),
         source,

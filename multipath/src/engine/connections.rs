@@ -10,7 +10,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::{IpAddr, SocketAddr},
     sync::atomic::Ordering,
     time::Duration,
 };
@@ -25,7 +24,8 @@ use super::{
 use crate::{
     Host,
     host::{Connection, DevNo},
-    iscsi_session, scsi_device, worker,
+    iscsi_session::{self, Ends},
+    scsi_device, worker,
 };
 
 /// How often the connections are asked for. A silent one is noticed after [`SILENT`] and at most this much.
@@ -45,7 +45,7 @@ type Known = BTreeMap<u32, Connection>;
 impl Engine {
     /// Watches without end.
     pub(super) async fn watch_connections(&self) {
-        let links = KernelEvents::of_links()
+        let links = KernelEvents::of_links(&self.host)
             .inspect_err(|error| tracing::warn!(%error, "no events of links here: a lost carrier is noticed by its silence"))
             .ok();
         let mut before = Look::default();
@@ -97,19 +97,20 @@ impl Engine {
 /// Finds the connections of those of these sessions that have none yet. Blocking.
 fn find(host: &Host, sessions: &BTreeSet<u32>, known: &mut Known) {
     let unknown = sessions.iter().filter(|session| !known.contains_key(session));
-    let ends: Vec<(u32, (IpAddr, SocketAddr))> = unknown
+    let ends: Vec<(u32, Ends)> = unknown
         .filter_map(|session| Some((*session, iscsi_session::ends(host, *session)?)))
         .collect();
-    let ports: BTreeSet<u16> = ends.iter().map(|(_, (_, peer))| peer.port()).collect();
+    let ports: BTreeSet<u16> = ends.iter().map(|(_, ends)| ends.peer.port()).collect();
     for port in ports {
         let all = host.network.connections(port).unwrap_or_else(|error| {
             tracing::debug!(%error, port, "cannot list connections");
             Vec::new()
         });
-        for (session, (local, peer)) in &ends {
-            let mut between = all
-                .iter()
-                .filter(|connection| connection.peer == *peer && connection.local.ip() == *local);
+        for (session, ends) in &ends {
+            let mut between = all.iter().filter(|connection| {
+                let port = ends.local_port.is_none_or(|port| port == connection.local.port());
+                port && connection.peer == ends.peer && connection.local.ip() == ends.local
+            });
             // Two between the same ends: it cannot be told which is the session's.
             if let (Some(connection), None) = (between.next(), between.next()) {
                 known.insert(*session, *connection);

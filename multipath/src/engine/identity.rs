@@ -38,7 +38,7 @@ const BATCH: usize = 16;
 impl Engine {
     /// Watches without end; hands on what it reads of all maps.
     pub(super) async fn watch_identities(&self, looked: mpsc::Sender<Vec<Map>>) {
-        let events = KernelEvents::of_unit_attentions()
+        let events = KernelEvents::of_unit_attentions(&self.host)
             .inspect_err(
                 |error| tracing::warn!(%error, "no kernel events here: paths are proved on a timer only"),
             )

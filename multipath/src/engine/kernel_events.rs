@@ -18,6 +18,8 @@ use nix::{
 };
 use tokio::io::unix::AsyncFd;
 
+use crate::{Host, host::kernel::NetNamespace};
+
 /// Multicast group of the kernel's own uevents; 2 is udev's (lib/kobject_uevent.c).
 const UEVENTS: u32 = 1;
 /// `ISCSI_NL_GRP_ISCSID` (include/scsi/iscsi_if.h): what iscsid hears, too.
@@ -54,41 +56,62 @@ pub(super) struct KernelEvents {
 
 impl KernelEvents {
     /// Hears of uevents that concern paths from now on. Fails where netlink is not to be had.
-    pub(super) fn of_devices() -> io::Result<Self> {
-        Self::open(SockProtocol::NetlinkKObjectUEvent, UEVENTS, concerns_paths)
+    pub(super) fn of_devices(host: &Host) -> io::Result<Self> {
+        Self::of(host, SockProtocol::NetlinkKObjectUEvent, UEVENTS, concerns_paths)
     }
 
     /// Hears of devices that may have become others, or be reached otherwise, from now on.
-    pub(super) fn of_unit_attentions() -> io::Result<Self> {
-        Self::open(SockProtocol::NetlinkKObjectUEvent, UEVENTS, may_be_another)
+    pub(super) fn of_unit_attentions(host: &Host) -> io::Result<Self> {
+        Self::of(host, SockProtocol::NetlinkKObjectUEvent, UEVENTS, may_be_another)
     }
 
     /// Hears of iSCSI connections that failed, and of sessions that are made, logged in or gone, from now on. Only the initial network namespace
-    /// is told.
-    pub(super) fn of_sessions() -> io::Result<Self> {
-        Self::open(SockProtocol::NetlinkISCSI, SESSIONS, session_changed)
+    /// is told: the host's network must be of it.
+    pub(super) fn of_sessions(host: &Host) -> io::Result<Self> {
+        Self::of(host, SockProtocol::NetlinkISCSI, SESSIONS, session_changed)
     }
 
     /// Hears of Fibre Channel hosts whose link, or whose fabric, changed, from now on. Only the initial network namespace is told.
     ///
     /// It depends on the driver which events there are. libfc (software FCoE) tells `LIPRESET` just *before* it blocks the ports of a lost link, and
     /// nothing when the link is back (seen on 6.1); others tell `LINKDOWN`, `LINKUP` and `RSCN`. The state of a remote port itself is told by none.
-    pub(super) fn of_fibre_channel() -> io::Result<Self> {
-        Self::open(SockProtocol::NetlinkSCSITransport, FIBRE_CHANNEL, fabric_changed)
+    pub(super) fn of_fibre_channel(host: &Host) -> io::Result<Self> {
+        Self::of(
+            host,
+            SockProtocol::NetlinkSCSITransport,
+            FIBRE_CHANNEL,
+            fabric_changed,
+        )
     }
 
     /// Hears of links that have no carrier from now on, whatever changed of them.
-    pub(super) fn of_links() -> io::Result<Self> {
-        Self::open(SockProtocol::NetlinkRoute, LINKS, link_without_carrier)
+    pub(super) fn of_links(host: &Host) -> io::Result<Self> {
+        Self::of(host, SockProtocol::NetlinkRoute, LINKS, link_without_carrier)
     }
 
-    fn open(protocol: SockProtocol, group: u32, of_interest: fn(&[u8]) -> bool) -> io::Result<Self> {
-        let fd = socket(
-            AddressFamily::Netlink,
-            SockType::Datagram,
-            SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
-            protocol,
-        )?;
+    fn of(
+        host: &Host,
+        protocol: SockProtocol,
+        group: u32,
+        of_interest: fn(&[u8]) -> bool,
+    ) -> io::Result<Self> {
+        Self::open(&host.network.namespace(), protocol, group, of_interest)
+    }
+
+    fn open(
+        namespace: &NetNamespace,
+        protocol: SockProtocol,
+        group: u32,
+        of_interest: fn(&[u8]) -> bool,
+    ) -> io::Result<Self> {
+        let fd = namespace.run(|| {
+            socket(
+                AddressFamily::Netlink,
+                SockType::Datagram,
+                SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
+                protocol,
+            )
+        })??;
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, group))?;
         // SAFETY: the OwnedFd moves into the AsyncFd, which closes it only after it took it off the poller.
         let socket = unsafe { AsyncFd::register(fd) }?;
@@ -293,7 +316,12 @@ mod tests {
         // Messages of user space, to a group of this number (linux/netlink.h, NETLINK_USERSOCK).
         const GROUP: u32 = 1;
         let nothing = |_: &[u8]| false;
-        let events = match KernelEvents::open(SockProtocol::NetlinkUserSock, GROUP, nothing) {
+        let events = match KernelEvents::open(
+            &NetNamespace::default(),
+            SockProtocol::NetlinkUserSock,
+            GROUP,
+            nothing,
+        ) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return,
             other => other.unwrap(),
         };

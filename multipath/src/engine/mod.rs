@@ -1,6 +1,6 @@
 //! Proves paths, builds and changes maps, watches and removes them.
 //!
-//! Owns every map whose uuid starts with `storagelink-`, one per volume. The kernel is the truth: the engine keeps nothing that it could not
+//! Owns every map whose uuid starts with `storagelink-` and is this node's ([`crate::names::Names`]), one per volume. The kernel is the truth: the engine keeps nothing that it could not
 //! read again, so a new one adopts what an old one left. Never blocks an async worker: kernel calls run on threads with deadlines, and a
 //! volume's lock is held until the thread that works on it has really ended.
 
@@ -47,7 +47,7 @@ pub use view::{GroupView, Map, PathView, maps};
 use crate::{
     Hctl, Host, Policy, ScsiDisk, Wwid,
     host::{DmError, DmInfo},
-    names, scsi_device,
+    scsi_device,
     worker::{self, WorkerError},
     wwid::{parse_vpd_83, target_port_group},
 };
@@ -324,7 +324,7 @@ impl Engine {
     /// # Errors
     /// See [`ViewError`].
     pub async fn find(&self, wwid: &Wwid) -> Result<Option<Map>, ViewError> {
-        let uuid = names::map_uuid(wwid);
+        let uuid = self.host.names.map_uuid(wwid);
         self.first(move |info| info.uuid == uuid).await
     }
 
@@ -333,7 +333,7 @@ impl Engine {
     /// # Errors
     /// See [`ViewError`].
     pub async fn find_by_volume(&self, volume: &str) -> Result<Option<Map>, ViewError> {
-        let name = names::map_name(volume);
+        let name = self.host.names.map_name(volume);
         self.first(move |info| info.name == name).await
     }
 
@@ -439,5 +439,7 @@ mod fibre_channel_tests;
 mod model_tests;
 #[cfg(test)]
 mod policy_tests;
+#[cfg(test)]
+mod shared_tests;
 #[cfg(test)]
 mod tests;

@@ -113,17 +113,17 @@ impl Engine {
 
     /// `looks`: all maps, whenever somebody else has just read them.
     async fn watch_maps(&self, stop: impl Future<Output = ()> + Send, mut looks: mpsc::Receiver<Vec<Map>>) {
-        let uevents = match KernelEvents::of_devices() {
+        let uevents = match KernelEvents::of_devices(&self.host) {
             Ok(uevents) => Some(uevents),
             Err(error) => {
                 tracing::warn!(%error, "no kernel events here: paths are looked at on a timer only");
                 None
             }
         };
-        let sessions = KernelEvents::of_sessions()
+        let sessions = KernelEvents::of_sessions(&self.host)
             .inspect_err(|error| tracing::warn!(%error, "no events of iSCSI sessions here"))
             .ok();
-        let fabrics = KernelEvents::of_fibre_channel()
+        let fabrics = KernelEvents::of_fibre_channel(&self.host)
             .inspect_err(|error| tracing::warn!(%error, "no events of Fibre Channel hosts here"))
             .ok();
         let mut unsettled = Instant::now();

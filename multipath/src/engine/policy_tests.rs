@@ -20,7 +20,12 @@ async fn asymmetric(states: [u8; 2]) -> Lab {
 }
 
 fn table(lab: &Lab) -> MultipathTable {
-    let lines = lab.kernel.host().dm.table(&names::map_name(VOLUME)).unwrap();
+    let lines = lab
+        .kernel
+        .host()
+        .dm
+        .table(&crate::names::Names::default().map_name(VOLUME))
+        .unwrap();
     lines[0].params.parse().unwrap()
 }
 

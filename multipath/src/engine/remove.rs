@@ -14,7 +14,7 @@ use super::{Engine, Held, Map, RemoveError, view};
 use crate::{
     Host, ScsiDisk, Wwid,
     host::{DmError, DmInfo},
-    names, scsi_device,
+    scsi_device,
     worker::{self, WorkerError},
 };
 
@@ -43,7 +43,7 @@ impl Engine {
         let until = Instant::now() + deadline;
         let left = || until.saturating_duration_since(Instant::now());
         let held = self.lock(wwid, deadline).await?;
-        let uuid = names::map_uuid(wwid);
+        let uuid = self.host.names.map_uuid(wwid);
         let wanted = uuid.clone();
         let found = under(&held, &self.host, "find-map", CALL, move |host| {
             let maps = view::those(host, |info| info.uuid == wanted)?;

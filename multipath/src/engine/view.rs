@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{
     Host, RemotePort, Wwid,
     host::{DevNo, DmError, DmInfo},
-    iscsi_session, names,
+    iscsi_session,
     scsi_device::Place,
     status::{GroupState, MultipathStatus, PathStatus},
     table::MultipathTable,
@@ -198,7 +198,8 @@ impl Portals {
 
 /// The map that `info` names; `None` when it is not ours, or gone meanwhile.
 fn map(host: &Host, info: DmInfo, portals: &mut Portals) -> Result<Option<Map>, DmError> {
-    let (Some(wwid), Some(volume)) = (names::wwid_of(&info.uuid), names::volume_of(&info.name)) else {
+    let names = &host.names;
+    let (Some(wwid), Some(volume)) = (names.wwid_of(&info.uuid), names.volume_of(&info.name)) else {
         return Ok(None);
     };
     let volume = volume.to_owned();

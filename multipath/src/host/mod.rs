@@ -12,7 +12,8 @@ use std::{
     time::Duration,
 };
 
-use crate::sense::Sense;
+use crate::{names::Names, sense::Sense};
+use kernel::NetNamespace;
 
 pub mod kernel;
 #[cfg(any(test, feature = "sim"))]
@@ -253,6 +254,10 @@ pub trait BlockDevices: Send + Sync {
     fn own_node(&self, _devno: DevNo, _name: &str) -> io::Result<std::path::PathBuf> {
         Err(io::ErrorKind::Unsupported.into())
     }
+    /// Removes nodes in the plugin's own directory, made by [`BlockDevices::node`], whose device is gone.
+    fn remove_stale_nodes(&self) -> io::Result<()> {
+        Ok(())
+    }
     /// Removes the node of this name from the plugin's own directory; a missing one is fine.
     fn remove_own_node(&self, _name: &str) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
@@ -308,6 +313,10 @@ pub trait Network: Send + Sync {
     fn destroy(&self, connection: &Connection) -> io::Result<()>;
     /// All addresses of this host.
     fn local_addresses(&self) -> io::Result<Vec<LocalAddress>>;
+    /// The network namespace that all of this is of: whoever listens to its events makes the socket in there.
+    fn namespace(&self) -> NetNamespace {
+        NetNamespace::default()
+    }
 }
 
 /// The host's kernel, as far as multipathing needs it.
@@ -323,4 +332,6 @@ pub struct Host {
     pub block: Arc<dyn BlockDevices>,
     /// TCP connections and links.
     pub network: Arc<dyn Network>,
+    /// Whose maps on this kernel are ours.
+    pub names: Names,
 }

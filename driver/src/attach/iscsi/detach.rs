@@ -83,6 +83,7 @@ impl Initiator {
             self.release_all(records.into_iter().map(|record| record.portal))
                 .await,
         );
+        self.remove_unused_interface().await;
         if errors.is_empty() {
             Ok(())
         } else {

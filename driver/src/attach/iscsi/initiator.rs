@@ -14,6 +14,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     error::PortalError,
+    interface::Interface,
     iscsiadm::{Iscsiadm, Login, SessionTimers},
     portal::key,
     probe::Probe,
@@ -48,6 +49,8 @@ pub struct Config {
     pub host_root: PathBuf,
     /// This node's initiator name. When it is known, sessions of another name are left alone.
     pub initiator_name: Option<String>,
+    /// The node's own interface in open-iscsi, where nodes share a kernel: then only sessions that are known to have its initiator name are ours.
+    pub interface: Option<Interface>,
     /// Settings of the sessions that are opened.
     pub timers: SessionTimers,
     /// How long one path may take from the first look to a proven device.
@@ -66,6 +69,7 @@ impl Config {
             state_dir: state_dir.to_owned(),
             host_root: PathBuf::from("/"),
             initiator_name: None,
+            interface: None,
             timers: SessionTimers::default(),
             portal_budget: Duration::from_secs(15),
             grace: Duration::from_secs(1),
@@ -84,9 +88,10 @@ pub(super) struct Inner {
     pub(super) engine: Engine,
     pub(super) slots: Slots,
     pub(super) config: Config,
-    iscsiadm: Iscsiadm,
+    pub(super) iscsiadm: Iscsiadm,
     probe: Arc<dyn Probe>,
     records: Records,
+    ours: session::Ours,
     boot: String,
 }
 
@@ -111,7 +116,13 @@ impl Initiator {
             .trim()
             .to_owned();
         let engine = Engine::new(host.clone());
-        let iscsiadm = Iscsiadm::new(programs, &config.host_root, config.timers);
+        let ours = match (&config.interface, &config.initiator_name) {
+            (Some(interface), _) => session::Ours::Only(interface.initiator.clone()),
+            (None, Some(name)) => session::Ours::Named(name.clone()),
+            (None, None) => session::Ours::All,
+        };
+        let interface = config.interface.clone();
+        let iscsiadm = Iscsiadm::new(programs, &config.host_root, config.timers, interface);
         Ok(Self(Arc::new(Inner {
             host,
             engine,
@@ -120,6 +131,7 @@ impl Initiator {
             iscsiadm,
             probe,
             records,
+            ours,
             boot,
         })))
     }
@@ -229,6 +241,7 @@ impl Initiator {
         };
         self.write(&record).await?;
         let login = async {
+            self.prepare_interface(portal).await?;
             if entry == NodeEntry::Ours {
                 self.0.iscsiadm.make_entry(portal).await?;
             }
@@ -378,7 +391,9 @@ impl Initiator {
                 Err(error) => return Err(error),
             }
         }
-        self.disown(portal).await
+        self.disown(portal).await?;
+        self.remove_unused_interface().await;
+        Ok(())
     }
 
     /// Removes the record: the session, if any, is not ours.
@@ -424,11 +439,7 @@ impl Initiator {
     pub(super) async fn sessions(&self, portal: &Portal) -> Result<Vec<Session>, PortalError> {
         let (this, path) = (self.clone(), portal.clone());
         self.sysfs(portal, move || {
-            session::of_portal(
-                this.0.host.sysfs.as_ref(),
-                &path,
-                this.0.config.initiator_name.as_deref(),
-            )
+            session::of_portal(this.0.host.sysfs.as_ref(), &path, &this.0.ours)
         })
         .await
     }
@@ -447,7 +458,7 @@ impl Initiator {
     }
 
     /// A short blocking call, on its own thread.
-    async fn look<T: Send + 'static>(
+    pub(super) async fn look<T: Send + 'static>(
         &self,
         portal: &Portal,
         step: &'static str,

@@ -11,6 +11,7 @@ use std::{
 
 use super::{
     error::PortalError,
+    interface::{Interface, OwnInterface},
     portal::{argument, parse_address},
 };
 use crate::{
@@ -91,8 +92,10 @@ pub(super) enum Login {
 #[derive(Clone)]
 pub(super) struct Iscsiadm {
     programs: Arc<dyn Programs>,
-    /// Where the database of entries may be: its place is a build option of open-iscsi.
+    /// Where the database may be: its place is a build option of open-iscsi.
     databases: Vec<PathBuf>,
+    /// The node's own interface: every entry and session is of it then.
+    pub(super) own: Option<OwnInterface>,
     timers: SessionTimers,
     /// Held for writing by deletions, which disturb every other walk over the same target's entries, and for reading
     /// by what else is done to the database. Logins do not take it: they may wait for a target.
@@ -102,7 +105,7 @@ pub(super) struct Iscsiadm {
 /// Part of every time limit: how long iscsiadm waits for the lock of its database before it goes on without, and then
 /// removes it (idbm.c, idbm_lock: 3000 pauses of 10 ms, 36 s on a slow machine). A lock that a killed iscsiadm left
 /// behind is got rid of only by one that is given this time: killed earlier, each would fail like the one before.
-const LOCK_WAIT: Duration = Duration::from_secs(45);
+pub(super) const LOCK_WAIT: Duration = Duration::from_secs(45);
 
 /// For the work itself of a call that only touches files.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(8);
@@ -118,13 +121,17 @@ const DATABASE_PAUSE: Duration = Duration::from_millis(20);
 const ANSWER_MARGIN: Duration = Duration::from_secs(3);
 
 impl Iscsiadm {
-    /// `root` is where the host's file system is seen.
-    pub(super) fn new(programs: Arc<dyn Programs>, root: &Path, timers: SessionTimers) -> Self {
-        let databases = ["etc/iscsi/nodes", "var/lib/iscsi/nodes"]
-            .map(|d| root.join(d))
-            .into();
+    /// `root` is where the host's file system is seen. With an `interface` nothing but what is of it is touched.
+    pub(super) fn new(
+        programs: Arc<dyn Programs>,
+        root: &Path,
+        timers: SessionTimers,
+        interface: Option<Interface>,
+    ) -> Self {
+        let databases: Vec<PathBuf> = ["etc/iscsi", "var/lib/iscsi"].map(|d| root.join(d)).into();
         Self {
             programs,
+            own: interface.map(|interface| OwnInterface::new(interface, &databases)),
             databases,
             timers,
             database: Arc::default(),
@@ -138,7 +145,7 @@ impl Iscsiadm {
             if portal.target.contains('/') {
                 return false;
             }
-            let Ok(entries) = std::fs::read_dir(database.join(&portal.target)) else {
+            let Ok(entries) = std::fs::read_dir(database.join("nodes").join(&portal.target)) else {
                 return false;
             };
             entries.flatten().any(|entry| {
@@ -146,7 +153,11 @@ impl Iscsiadm {
                 let mut parts = name.to_str().unwrap_or_default().split(',');
                 let address = parts.next().and_then(parse_address);
                 let port = parts.next().and_then(|p| p.parse().ok());
-                address == Some(portal.address.ip()) && port == Some(portal.address.port())
+                let of_interface = self
+                    .own
+                    .as_ref()
+                    .is_none_or(|own| entry.path().join(&own.interface.name).exists());
+                of_interface && address == Some(portal.address.ip()) && port == Some(portal.address.port())
             })
         })
     }
@@ -221,8 +232,16 @@ impl Iscsiadm {
     async fn node(&self, portal: &Portal, rest: &[&str], limit: Duration) -> Result<Finished, ProgramError> {
         let portal_argument = argument(portal);
         let mut args = vec!["-m", "node", "-T", &portal.target, "-p", &portal_argument];
+        if let Some(own) = &self.own {
+            args.extend(["-I", &own.interface.name]);
+        }
         args.extend(rest);
-        let invocation = Invocation::new(Program::Iscsiadm, args, LOCK_WAIT + limit);
+        self.run(Invocation::new(Program::Iscsiadm, args, LOCK_WAIT + limit))
+            .await
+    }
+
+    /// Runs it, again when it found the database changing.
+    pub(super) async fn run(&self, invocation: Invocation) -> Result<Finished, ProgramError> {
         for _ in 1..DATABASE_TRIES {
             let finished = self.programs.run(invocation.clone()).await?;
             if finished.code() != Some(exit::IDBM) {
@@ -246,7 +265,7 @@ impl Iscsiadm {
     }
 
     /// Gives each exit code its error.
-    fn checked(
+    pub(super) fn checked(
         &self,
         portal: &Portal,
         step: &'static str,
@@ -289,7 +308,7 @@ mod tests {
     }
 
     fn iscsiadm(programs: &SimPrograms, root: &Path) -> Iscsiadm {
-        Iscsiadm::new(Arc::new(programs.clone()), root, SessionTimers::default())
+        Iscsiadm::new(Arc::new(programs.clone()), root, SessionTimers::default(), None)
     }
 
     #[tokio::test]
@@ -362,6 +381,44 @@ mod tests {
                 .expect("given up"),
             Login::Unanswered
         );
+    }
+
+    #[tokio::test]
+    async fn with_an_interface_every_call_names_it_and_others_entries_are_not_ours() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let programs = SimPrograms::new();
+        let calls: Arc<std::sync::Mutex<Vec<Vec<String>>>> = Arc::default();
+        let heard = Arc::clone(&calls);
+        programs.install(Program::Iscsiadm, move |invocation| {
+            heard.lock().expect("not poisoned").push(invocation.args.clone());
+            exits(invocation.program, 0, "")
+        });
+        let interface = Interface {
+            name: "storagelink-n1".to_owned(),
+            initiator: "iqn.2026-11.com.example:host:n1".to_owned(),
+        };
+        let timers = SessionTimers::default();
+        let ours = Iscsiadm::new(Arc::new(programs), root.path(), timers, Some(interface));
+        ours.make_entry(&portal()).await.expect("made");
+        ours.login(&portal()).await.expect("logged in");
+        assert!(ours.logout(&portal()).await.expect("logged out"));
+        ours.delete_entry(&portal()).await.expect("deleted");
+        let calls = calls.lock().expect("not poisoned");
+        assert_eq!(calls.len(), 5, "{calls:?}");
+        for call in calls.iter() {
+            assert_eq!(call[6..8], ["-I", "storagelink-n1"], "{call:?}");
+        }
+
+        let entry = root
+            .path()
+            .join("etc/iscsi/nodes/iqn.2026-11.com.example:t1/2001:db8::1,3260,1");
+        std::fs::create_dir_all(&entry).expect("directory");
+        for other in ["default", "storagelink-n10"] {
+            std::fs::write(entry.join(other), "").expect("written");
+        }
+        assert!(!ours.has_entry(&portal()));
+        std::fs::write(entry.join("storagelink-n1"), "").expect("written");
+        assert!(ours.has_entry(&portal()));
     }
 
     #[test]

@@ -7,7 +7,11 @@
 
 use std::{future::Future, io, net::SocketAddr, pin::Pin, time::Duration};
 
-use tokio::{net::TcpStream, time::timeout};
+use storagelink_multipath::host::kernel::NetNamespace;
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
 
 /// The answer of [`Probe::connect`].
 pub type Probing<'a> = Pin<Box<dyn Future<Output = io::Result<()>> + Send + 'a>>;
@@ -18,14 +22,33 @@ pub trait Probe: Send + Sync {
     fn connect(&self, address: SocketAddr, limit: Duration) -> Probing<'_>;
 }
 
-/// The network as this process sees it, which must be the network that iscsid sees.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Network;
+/// The network that iscsid sees.
+#[derive(Clone, Debug, Default)]
+pub struct Network {
+    /// The network namespace in which it runs.
+    pub namespace: NetNamespace,
+}
+
+impl Network {
+    async fn open(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        if self.namespace.is_own() {
+            return TcpStream::connect(address).await;
+        }
+        let namespace = self.namespace.clone();
+        let made = tokio::task::spawn_blocking(move || {
+            namespace.run(|| match address {
+                SocketAddr::V4(_) => TcpSocket::new_v4(),
+                SocketAddr::V6(_) => TcpSocket::new_v6(),
+            })
+        });
+        made.await.map_err(io::Error::other)???.connect(address).await
+    }
+}
 
 impl Probe for Network {
     fn connect(&self, address: SocketAddr, limit: Duration) -> Probing<'_> {
         Box::pin(async move {
-            match timeout(limit, TcpStream::connect(address)).await {
+            match timeout(limit, self.open(address)).await {
                 Ok(connected) => connected.map(drop),
                 Err(_) => Err(io::Error::new(
                     io::ErrorKind::TimedOut,
@@ -44,12 +67,12 @@ mod tests {
     async fn a_listener_is_found_and_a_closed_port_is_told() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let address = listener.local_addr().expect("has an address");
-        Network
+        Network::default()
             .connect(address, Duration::from_secs(20))
             .await
             .expect("listens");
         drop(listener);
-        let error = Network
+        let error = Network::default()
             .connect(address, Duration::from_secs(20))
             .await
             .expect_err("closed");

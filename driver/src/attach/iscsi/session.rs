@@ -79,21 +79,31 @@ fn read(sysfs: &dyn Sysfs, name: &str) -> Option<Session> {
     })
 }
 
-/// The sessions of one path. Those of another initiator name are somebody else's view of the target: they are left out
-/// when `initiator` is known.
-pub(super) fn of_portal(
-    sysfs: &dyn Sysfs,
-    portal: &Portal,
-    initiator: Option<&str>,
-) -> io::Result<Vec<Session>> {
+/// Which sessions count, by their initiator name. Those of another one are somebody else's view of the target.
+#[derive(Clone, Debug)]
+pub(super) enum Ours {
+    /// All of them: this node's name is not known.
+    All,
+    /// Those that are not known to have another name than this.
+    Named(String),
+    /// Those that are known to have this name: other nodes are on the same kernel.
+    Only(String),
+}
+
+impl Ours {
+    fn has(&self, session: &Session) -> bool {
+        match (self, &session.initiator) {
+            (Self::All, _) | (Self::Named(_), None) => true,
+            (Self::Only(_), None) => false,
+            (Self::Named(wanted) | Self::Only(wanted), Some(has)) => wanted.eq_ignore_ascii_case(has),
+        }
+    }
+}
+
+/// The sessions of one path.
+pub(super) fn of_portal(sysfs: &dyn Sysfs, portal: &Portal, ours: &Ours) -> io::Result<Vec<Session>> {
     let mut sessions = list(sysfs)?;
-    sessions.retain(|s| {
-        let ours = match (initiator, &s.initiator) {
-            (Some(wanted), Some(has)) => wanted.eq_ignore_ascii_case(has),
-            _ => true,
-        };
-        ours && matches(portal, &s.target, s.address, s.port)
-    });
+    sessions.retain(|s| ours.has(s) && matches(portal, &s.target, s.address, s.port));
     Ok(sessions)
 }
 

@@ -137,6 +137,7 @@ pub(super) fn fused(kernel: &SimKernel, content: &Content, fuse: &Fuse) -> Host 
         sysfs: all.clone(),
         block: all,
         network: kernel.host().network,
+        names: kernel.host().names,
     }
 }
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 use storagelink_multipath::{
     Hctl, Host, Map, PathView, ScsiDisk,
     fc_remote_port::is_port_name,
-    names, scsi_device,
+    scsi_device,
     told::{Disk, PathHistory, Volume},
 };
 
@@ -34,7 +34,7 @@ pub(crate) fn find<'a>(
     wanted: &str,
 ) -> Result<Found<'a>, String> {
     let uuid = wanted.split('@').next().unwrap_or_default();
-    let uuid = names::volume_of(uuid).unwrap_or(uuid);
+    let uuid = host.names.volume_of(uuid).unwrap_or(uuid);
     let same = |volume: &str, wwid: &str| {
         volume == uuid || wwid == wanted || wwid.strip_prefix("naa.") == Some(wanted)
     };

@@ -1,6 +1,6 @@
 //! `mpathutil`: shows the multipath maps of this host, as the kernel has them.
 //!
-//! Works with the node plugin down and changes nothing. `list` names the volumes, `status` shows their paths, `explain` adds what the
+//! Works with the node plugin down and changes nothing (where /dev is not the kernel's it makes the node that device-mapper is asked through). `list` names the volumes, `status` shows their paths, `explain` adds what the
 //! node plugin has told of one volume: why its paths are as they are, and since when.
 
 mod explain;
@@ -10,7 +10,7 @@ mod time;
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueEnum};
-use storagelink_multipath::{Host, engine, told};
+use storagelink_multipath::{Host, engine, names::Names, told};
 
 /// Shows the multipath maps of storagelink-csi on this host.
 #[derive(Parser)]
@@ -19,6 +19,10 @@ struct Arguments {
     /// The node plugin's state directory: what it tells of its volumes is in there.
     #[arg(long, global = true, default_value = "/var/lib/storagelink-csi")]
     state_dir: PathBuf,
+    /// Show the volumes of this node, where several nodes share the kernel (--shared-kernel of the node plugin). Without it, those of a node that
+    /// has the kernel to itself.
+    #[arg(long, global = true, env = "MPATHUTIL_NODE")]
+    node: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -55,7 +59,10 @@ enum Format {
 
 fn run(arguments: &Arguments) -> Result<String, String> {
     // Nothing here makes a device node.
-    let host = Host::kernel("/run/storagelink-csi/nodes");
+    let mut host = Host::kernel("/run/storagelink-csi/nodes");
+    if let Some(node) = arguments.node.as_deref().filter(|node| !node.is_empty()) {
+        host.names = Names::of_node(node).map_err(|error| format!("--node: {error}"))?;
+    }
     let maps = match engine::maps(&host) {
         Ok(maps) => maps,
         // No device-mapper in this kernel: no maps.
@@ -68,11 +75,11 @@ fn run(arguments: &Arguments) -> Result<String, String> {
         Err(error) => Err(error.to_string()),
     };
     match &arguments.command {
-        Command::List(output) | Command::Status(output) if matches!(output.output, Format::Json) => {
-            json(serde_json::to_string_pretty(&show::all(&maps, &told)))
-        }
-        Command::List(_) => Ok(show::list(&maps, &told)),
-        Command::Status(_) => Ok(show::status(&maps, &told)),
+        Command::List(output) | Command::Status(output) if matches!(output.output, Format::Json) => json(
+            serde_json::to_string_pretty(&show::all(&host.names, &maps, &told)),
+        ),
+        Command::List(_) => Ok(show::list(&host.names, &maps, &told)),
+        Command::Status(_) => Ok(show::status(&host.names, &maps, &told)),
         Command::Explain { volume, output } => {
             let found = explain::find(&host, &maps, &told, volume)?;
             match output.output {

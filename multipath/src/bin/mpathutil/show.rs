@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use serde::Serialize;
-use storagelink_multipath::{Map, PathView, names, told::Volume};
+use storagelink_multipath::{Map, PathView, names::Names, told::Volume};
 
 /// A volume of this host.
 #[derive(Serialize)]
@@ -41,13 +41,13 @@ fn pending(map: &Map, told: &[Volume]) -> bool {
 }
 
 /// Everything, for programs.
-pub(crate) fn all<'a>(maps: &'a [Map], told: &'a [Volume]) -> Vec<Shown<'a>> {
+pub(crate) fn all<'a>(names: &Names, maps: &'a [Map], told: &'a [Volume]) -> Vec<Shown<'a>> {
     let maps_shown = maps.iter().map(|map| Shown::Map {
         map,
         pending_restage: pending(map, told),
     });
     let singles = singles(maps, told).into_iter().map(|volume| Shown::Single {
-        name: names::map_name(&volume.volume),
+        name: names.map_name(&volume.volume),
         volume,
     });
     maps_shown.chain(singles).collect()
@@ -58,21 +58,21 @@ fn mark(pending: bool) -> &'static str {
 }
 
 /// `<name>  <wwid>`, one volume a line, and what is out of the ordinary with it.
-pub(crate) fn list(maps: &[Map], told: &[Volume]) -> String {
+pub(crate) fn list(names: &Names, maps: &[Map], told: &[Volume]) -> String {
     let mut text = maps.iter().fold(String::new(), |mut text, map| {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{}  {}{}", map.name, map.wwid, mark(pending(map, told)));
         text
     });
     for volume in singles(maps, told) {
-        let (name, pending) = (names::map_name(&volume.volume), mark(volume.pending_restage));
+        let (name, pending) = (names.map_name(&volume.volume), mark(volume.pending_restage));
         let _ = writeln!(text, "{name}  {}  without multipathing{pending}", volume.wwid);
     }
     text
 }
 
 /// Each map with its groups and paths, the paths in columns.
-pub(crate) fn status(maps: &[Map], told: &[Volume]) -> String {
+pub(crate) fn status(names: &Names, maps: &[Map], told: &[Volume]) -> String {
     let mut text = String::new();
     for map in maps {
         let usable = map.paths().filter(|path| path.is_usable()).count();
@@ -109,7 +109,7 @@ pub(crate) fn status(maps: &[Map], told: &[Volume]) -> String {
     }
     for volume in singles(maps, told) {
         let Some(disk) = &volume.disk else { continue };
-        let (name, pending) = (names::map_name(&volume.volume), mark(volume.pending_restage));
+        let (name, pending) = (names.map_name(&volume.volume), mark(volume.pending_restage));
         let _ = writeln!(text, "{name}  {}", volume.wwid);
         let _ = writeln!(text, "  without multipathing{pending}");
         let _ = writeln!(
@@ -223,7 +223,7 @@ pub(crate) mod tests {
     #[test]
     fn an_administrator_reads_state_and_counters_of_each_path() {
         assert_eq!(
-            status(&[map()], &[]),
+            status(&Names::default(), &[map()], &[]),
             "storagelink-v  naa.6001405123456789abc4def812345678\n  \
                dm-3  1.50 GiB  open 1  1 of 2 paths usable  queue_if_no_path\n  \
                group active  round-robin\n    \
@@ -231,10 +231,10 @@ pub(crate) mod tests {
                  3:0:0:1  sdb  8:16  failed  transport-offline  198.18.1.1:3260  failures 1  reads 10  writes 200\n"
         );
         assert_eq!(
-            list(&[map()], &[]),
+            list(&Names::default(), &[map()], &[]),
             "storagelink-v  naa.6001405123456789abc4def812345678\n"
         );
-        assert_eq!(status(&[], &[]), "");
+        assert_eq!(status(&Names::default(), &[], &[]), "");
     }
 
     pub(crate) fn single(name: &str) -> Volume {
@@ -266,27 +266,30 @@ pub(crate) mod tests {
         };
         let told = [mapped, single("w")];
         assert_eq!(
-            list(&[map()], &told),
+            list(&Names::default(), &[map()], &told),
             "storagelink-v  naa.6001405123456789abc4def812345678  pending restage\n\
              storagelink-w  naa.6001405ffffffffffffffffffffffff0  without multipathing  pending restage\n"
         );
-        let status = status(&[map()], &told);
+        let status = status(&Names::default(), &[map()], &told);
         assert!(status.contains("queue_if_no_path pending restage\n"), "{status}");
         assert!(
             status.contains("    4:0:0:2  sdc  8:32  running  198.18.0.1:3260\n"),
             "{status}"
         );
-        let json = serde_json::to_value(all(&[map()], &told)).unwrap();
+        let json = serde_json::to_value(all(&Names::default(), &[map()], &told)).unwrap();
         assert_eq!(json[0]["pending_restage"], true);
         assert_eq!(json[1]["disk"]["device"], "sdc");
         // A volume that has a map is shown by the kernel, whatever an old file says.
-        assert_eq!(list(&[map()], &[single("v")]).lines().count(), 1);
+        assert_eq!(
+            list(&Names::default(), &[map()], &[single("v")]).lines().count(),
+            1
+        );
     }
 
     #[test]
     fn programs_get_the_same_as_json() {
         let maps = [map()];
-        let json = serde_json::to_value(all(&maps, &[])).unwrap();
+        let json = serde_json::to_value(all(&Names::default(), &maps, &[])).unwrap();
         assert_eq!(json[0]["groups"][0]["paths"][1]["active"], false);
         assert_eq!(json[0]["devno"], "253:3");
         assert_eq!(json[0]["wwid"], "naa.6001405123456789abc4def812345678");

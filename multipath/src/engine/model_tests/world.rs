@@ -208,7 +208,7 @@ impl World {
     }
 
     fn happens(&mut self, event: Event) {
-        let map = names::map_name(VOLUME);
+        let map = crate::names::Names::default().map_name(VOLUME);
         match event {
             Event::Block(path) => {
                 // A device that is offline already does not become blocked.
@@ -295,7 +295,8 @@ impl World {
             self.kernel.set_lun(&target(path), LUN, &wwid(), self.size);
             self.heal(path);
         }
-        self.kernel.set_open_count(&names::map_name(VOLUME), 0);
+        self.kernel
+            .set_open_count(&crate::names::Names::default().map_name(VOLUME), 0);
     }
 
     /// The volume is staged with all paths, grows, and goes.

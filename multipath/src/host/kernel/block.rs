@@ -24,6 +24,8 @@ nix::ioctl_write_ptr_bad!(blkroset, nix::request_code_none!(0x12, 93), i32);
 #[derive(Clone, Debug)]
 pub struct KernelBlockDevices {
     directory: PathBuf,
+    /// Where sysfs has a link for each block device, by its number.
+    devices: PathBuf,
 }
 
 impl KernelBlockDevices {
@@ -31,6 +33,7 @@ impl KernelBlockDevices {
     pub fn new(directory: impl Into<PathBuf>) -> Self {
         Self {
             directory: directory.into(),
+            devices: "/sys/dev/block".into(),
         }
     }
 
@@ -86,6 +89,23 @@ impl BlockDevices for KernelBlockDevices {
         self.make(devno, name)
     }
 
+    fn remove_stale_nodes(&self) -> io::Result<()> {
+        let entries = match fs::read_dir(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name();
+            let numbers = name.to_str().and_then(|name| name.split_once('-'));
+            let devno = numbers.and_then(|(major, minor)| format!("{major}:{minor}").parse::<DevNo>().ok());
+            if devno.is_some_and(|devno| !self.devices.join(devno.to_string()).exists()) {
+                self.remove_own_node(&name.to_string_lossy())?;
+            }
+        }
+        Ok(())
+    }
+
     fn remove_own_node(&self, name: &str) -> io::Result<()> {
         match fs::remove_file(self.own_path(name)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -124,5 +144,32 @@ impl BlockDevices for KernelBlockDevices {
         let mut data = vec![0; length];
         file.read_exact(&mut data)?;
         Ok(data)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_nodes_of_devices_that_are_gone_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let block = KernelBlockDevices {
+            directory: dir.path().join("nodes"),
+            devices: dir.path().join("devices"),
+        };
+        block.remove_stale_nodes().unwrap();
+        fs::create_dir_all(dir.path().join("devices/8:16")).unwrap();
+        fs::create_dir(&block.directory).unwrap();
+        for name in ["8-0", "8-16", "storagelink-1-2", "253-x"] {
+            fs::write(block.directory.join(name), "").unwrap();
+        }
+        block.remove_stale_nodes().unwrap();
+        let mut left: Vec<_> = fs::read_dir(&block.directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["253-x", "8-16", "storagelink-1-2"]);
     }
 }

@@ -4,11 +4,13 @@ use std::{io, path::Path};
 
 use devicemapper::{DM, DevId, DeviceInfo, DmFlags, DmName, DmOptions, DmUdevFlags, DmUuid, errors};
 
-use super::dm_ioctl;
+use super::{dm_control, dm_ioctl};
 use crate::host::{DevNo, DeviceMapper, DmError, DmInfo, TargetLine};
 
 /// The control device (drivers/md/dm-ioctl.c).
 const CONTROL: &str = "/dev/mapper/control";
+/// Which minor number it has.
+const MISC: &str = "/proc/misc";
 
 /// /dev/mapper/control of this machine, opened for each call: the module may be loaded later than this process starts.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,13 +47,7 @@ fn call<T>(
         device: device.to_owned(),
         source,
     };
-    // The crate does not say why it could not open the device; this is the reason that callers want to know.
-    if !Path::new(CONTROL).exists() {
-        return Err(wrap(io::Error::new(
-            io::ErrorKind::NotFound,
-            format!("{CONTROL} is missing: is the module dm_mod loaded?"),
-        )));
-    }
+    dm_control::ensure(Path::new(CONTROL), Path::new(MISC)).map_err(wrap)?;
     f(&DM::new().map_err(|error| wrap(to_io(error)))?).map_err(|error| wrap(to_io(error)))
 }
 

@@ -2,8 +2,10 @@
 
 mod block;
 mod dm;
+mod dm_control;
 mod dm_ioctl;
 mod inet_diag;
+mod netns;
 mod network;
 mod scsi;
 mod sysfs;
@@ -15,11 +17,13 @@ pub(crate) use inet_diag::fuzz as fuzz_inet_diag;
 
 pub use block::KernelBlockDevices;
 pub use dm::KernelDeviceMapper;
+pub use netns::{NetNamespace, NetNamespaceError};
 pub use network::KernelNetwork;
 pub use scsi::KernelScsi;
 pub use sysfs::KernelSysfs;
 
 use super::Host;
+use crate::names::Names;
 
 impl Host {
     /// The kernel of this machine. `node_directory` is where device nodes are made that `/dev` does not have.
@@ -31,7 +35,17 @@ impl Host {
             scsi: Arc::new(KernelScsi::new(block.clone())),
             sysfs: Arc::new(KernelSysfs::new("/sys")),
             block,
-            network: Arc::new(KernelNetwork),
+            network: Arc::new(KernelNetwork::default()),
+            names: Names::default(),
+        }
+    }
+
+    /// The same with the TCP connections, links and iSCSI events of another network namespace than that of this process.
+    #[must_use]
+    pub fn in_network(self, namespace: NetNamespace) -> Self {
+        Self {
+            network: Arc::new(KernelNetwork::new(namespace)),
+            ..self
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use nix::{
-    ifaddrs::getifaddrs,
+    ifaddrs::{InterfaceAddress, getifaddrs},
     libc::{ENOENT, ESTALE},
     net::if_::InterfaceFlags,
     sys::socket::{
@@ -17,24 +17,39 @@ use nix::{
     },
 };
 
-use super::inet_diag::{self, ESTABLISHED, Reply};
+use super::{
+    NetNamespace,
+    inet_diag::{self, ESTABLISHED, Reply},
+};
 use crate::host::{Answers, Connection, LocalAddress, Network};
 
-/// The network namespace of this process.
-#[derive(Clone, Copy, Debug)]
-pub struct KernelNetwork;
+/// The network namespace of this process, or another one.
+#[derive(Clone, Debug, Default)]
+pub struct KernelNetwork {
+    namespace: NetNamespace,
+}
+
+impl KernelNetwork {
+    /// That of `namespace`.
+    #[must_use]
+    pub fn new(namespace: NetNamespace) -> Self {
+        Self { namespace }
+    }
+}
 
 /// What the kernel sends at once at most: NLMSG_GOODSIZE is 8 KiB, dumps use up to 32 (net/netlink/af_netlink.c).
 const BUFFER: usize = 32 << 10;
 
 /// Sends one request and reads to the end of its answer: the sockets in it, and the errno at its end.
-fn ask(request: &[u8], dump: bool) -> io::Result<(Vec<Reply>, i32)> {
-    let socket: OwnedFd = socket(
-        AddressFamily::Netlink,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkSockDiag,
-    )?;
+fn ask(namespace: &NetNamespace, request: &[u8], dump: bool) -> io::Result<(Vec<Reply>, i32)> {
+    let socket: OwnedFd = namespace.run(|| {
+        socket(
+            AddressFamily::Netlink,
+            SockType::Datagram,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkSockDiag,
+        )
+    })??;
     sendto(
         socket.as_raw_fd(),
         request,
@@ -74,7 +89,7 @@ impl Network for KernelNetwork {
     fn connections(&self, peer_port: u16) -> io::Result<Vec<Connection>> {
         let mut all = Vec::new();
         for ipv6 in [false, true] {
-            let (sockets, errno) = ask(&inet_diag::all_to(ipv6, peer_port), true)?;
+            let (sockets, errno) = ask(&self.namespace, &inet_diag::all_to(ipv6, peer_port), true)?;
             // A kernel without IPv6 has none.
             if !(ipv6 && errno == ENOENT) {
                 refused(errno)?;
@@ -88,7 +103,7 @@ impl Network for KernelNetwork {
     }
 
     fn answers(&self, connection: &Connection) -> io::Result<Option<Answers>> {
-        let (sockets, errno) = ask(&inet_diag::one(connection), false)?;
+        let (sockets, errno) = ask(&self.namespace, &inet_diag::one(connection), false)?;
         match errno {
             // Gone, or another socket between the same ends.
             ENOENT | ESTALE => return Ok(None),
@@ -101,22 +116,30 @@ impl Network for KernelNetwork {
     }
 
     fn destroy(&self, connection: &Connection) -> io::Result<()> {
-        match ask(&inet_diag::destroy(connection), false)?.1 {
+        match ask(&self.namespace, &inet_diag::destroy(connection), false)?.1 {
             ENOENT | ESTALE => Ok(()),
             errno => refused(errno),
         }
     }
 
     fn local_addresses(&self) -> io::Result<Vec<LocalAddress>> {
-        let all = getifaddrs()?.filter_map(|interface| {
+        let local = |interface: InterfaceAddress| {
             Some(LocalAddress {
                 address: ip(&interface.address?)?,
                 carrier: interface
                     .flags
                     .contains(InterfaceFlags::IFF_UP | InterfaceFlags::IFF_RUNNING),
             })
-        });
-        Ok(all.collect())
+        };
+        // It makes a socket of its own.
+        let all = self
+            .namespace
+            .run(|| getifaddrs().map(|all| all.filter_map(local).collect()))?;
+        Ok(all?)
+    }
+
+    fn namespace(&self) -> NetNamespace {
+        self.namespace.clone()
     }
 }
 
@@ -148,7 +171,8 @@ mod tests {
         let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (_accepted, _) = listener.accept().unwrap();
         let port = listener.local_addr().unwrap().port();
-        let all = match KernelNetwork.connections(port) {
+        let network = KernelNetwork::default();
+        let all = match network.connections(port) {
             Ok(all) => all,
             // A kernel without sock_diag.
             Err(error) if error.raw_os_error() == Some(ENOENT) => return,
@@ -156,30 +180,27 @@ mod tests {
         };
         assert_eq!(all.len(), 1, "{all:?}");
         assert_eq!(all[0].local, stream.local_addr().unwrap());
-        let answers = KernelNetwork
-            .answers(&all[0])
-            .unwrap()
-            .expect("it is established");
+        let answers = network.answers(&all[0]).unwrap().expect("it is established");
         assert_eq!(answers.retransmits, 0);
         let other = Connection {
             cookie: all[0].cookie ^ 1,
             ..all[0]
         };
         assert_eq!(
-            KernelNetwork.answers(&other).unwrap(),
+            network.answers(&other).unwrap(),
             None,
             "another socket between the same ends"
         );
-        if KernelNetwork.destroy(&all[0]).is_ok() {
+        if network.destroy(&all[0]).is_ok() {
             let error = stream.read(&mut [0]).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
-            assert_eq!(KernelNetwork.answers(&all[0]).unwrap(), None);
+            assert_eq!(network.answers(&all[0]).unwrap(), None);
         }
     }
 
     #[test]
     fn the_loopback_address_has_carrier() {
-        let all = KernelNetwork.local_addresses().unwrap();
+        let all = KernelNetwork::default().local_addresses().unwrap();
         let loopback = all.iter().find(|local| local.address.is_loopback());
         assert!(loopback.is_none_or(|local| local.carrier), "{all:?}");
     }

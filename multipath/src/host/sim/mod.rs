@@ -130,6 +130,8 @@ struct State {
     next: u32,
     /// Seconds until a map without a path fails its I/O by itself, as the module's parameter says.
     queue_timeout: u64,
+    /// Sessions are not told apart by their address of this host.
+    one_address: bool,
     /// Faults to come: operation and errno, each used once.
     faults: Vec<(String, i32)>,
     /// Operations that hang, with the calls that do.
@@ -259,6 +261,7 @@ impl SimKernel {
             sysfs: Arc::new(kernel.clone()),
             block: Arc::new(kernel.clone()),
             network: Arc::new(kernel),
+            names: crate::names::Names::default(),
         }
     }
 

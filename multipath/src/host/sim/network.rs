@@ -6,23 +6,31 @@ use std::{
     time::Duration,
 };
 
-use super::{Session, SimKernel};
+use super::{Session, SimKernel, State};
 use crate::host::{Answers, Connection, LocalAddress, Network};
 
-/// This host's address towards a session's portal.
-pub(super) fn local_address(session: u32) -> IpAddr {
-    // TEST-NET-2 (RFC 5737), an address a session.
-    Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 51, 100, 0)) + session).into()
+impl State {
+    /// This host's address towards a session's portal.
+    pub(super) fn local_address(&self, session: u32) -> IpAddr {
+        // TEST-NET-2 (RFC 5737), an address a session unless they share one.
+        let last = if self.one_address { 1 } else { session };
+        Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 51, 100, 0)) + last).into()
+    }
+
+    /// The connection of a session; `None` when it is not logged in, or its portal has no address.
+    fn connection(&self, id: u32, session: &Session) -> Option<Connection> {
+        let peer = SocketAddr::new(session.address.parse().ok()?, session.port);
+        (session.state == "LOGGED_IN").then_some(Connection {
+            local: SocketAddr::new(self.local_address(id), local_port(id)),
+            peer,
+            cookie: u64::from(id) << 32 | u64::from(session.logins),
+        })
+    }
 }
 
-/// The connection of a session; `None` when it is not logged in, or its portal has no address.
-fn connection(id: u32, session: &Session) -> Option<Connection> {
-    let peer = SocketAddr::new(session.address.parse().ok()?, session.port);
-    (session.state == "LOGGED_IN").then_some(Connection {
-        local: SocketAddr::new(local_address(id), 40_000),
-        peer,
-        cookie: u64::from(id) << 32 | u64::from(session.logins),
-    })
+/// This host's port of a session's connection.
+pub(super) fn local_port(session: u32) -> u16 {
+    40_000 + u16::try_from(session % 20_000).unwrap_or_default()
 }
 
 impl SimKernel {
@@ -31,6 +39,11 @@ impl SimKernel {
         if let Some(session) = self.state().sessions.get_mut(&session) {
             session.silent = true;
         }
+    }
+
+    /// All sessions are over one address of this host.
+    pub fn share_address(&self) {
+        self.state().one_address = true;
     }
 
     /// The interface of a session loses its carrier.
@@ -43,7 +56,7 @@ impl SimKernel {
     fn session_of(&self, wanted: &Connection) -> Option<(u32, Session)> {
         let state = self.state();
         let mut all = state.sessions.iter();
-        all.find(|(id, session)| connection(**id, session) == Some(*wanted))
+        all.find(|(id, session)| state.connection(**id, session) == Some(*wanted))
             .map(|(id, session)| (*id, session.clone()))
     }
 }
@@ -54,7 +67,7 @@ impl Network for SimKernel {
         let all = state
             .sessions
             .iter()
-            .filter_map(|(id, session)| connection(*id, session));
+            .filter_map(|(id, session)| state.connection(*id, session));
         Ok(all
             .filter(|connection| connection.peer.port() == peer_port)
             .collect())
@@ -86,7 +99,7 @@ impl Network for SimKernel {
     fn local_addresses(&self) -> io::Result<Vec<LocalAddress>> {
         let state = self.state();
         let all = state.sessions.iter().map(|(id, session)| LocalAddress {
-            address: local_address(*id),
+            address: state.local_address(*id),
             carrier: !session.unplugged,
         });
         Ok(all.collect())

@@ -93,7 +93,7 @@ impl SimKernel {
             .flat_map(|live| live.failed.keys().copied())
             .collect();
         let map = map.clone();
-        let (Some(next), Some(wwid)) = (&map.inactive, names::wwid_of(&map.uuid)) else {
+        let (Some(next), Some(wwid)) = (&map.inactive, names::wwid_of_any(&map.uuid)) else {
             return;
         };
         let old: Vec<DevNo> = map.live.iter().flat_map(|live| live.table.paths()).collect();
@@ -135,7 +135,7 @@ impl SimKernel {
             return;
         }
         let map = map.clone();
-        let (Some(live), Some(wwid)) = (&map.live, names::wwid_of(&map.uuid)) else {
+        let (Some(live), Some(wwid)) = (&map.live, names::wwid_of_any(&map.uuid)) else {
             return;
         };
         let last = map.uses(path) && live.table.paths().filter(|path| map.uses(*path)).count() == 1;

@@ -82,12 +82,14 @@ impl State {
             ["class", "iscsi_host", host, "ipaddress"] => {
                 let id = host.strip_prefix("host")?.parse().ok()?;
                 self.sessions.get(&id)?;
-                Some(super::network::local_address(id).to_string())
+                Some(self.local_address(id).to_string())
             }
             ["class", "iscsi_connection", connection, attribute] => {
                 let id = connection.strip_prefix("connection")?.strip_suffix(":0")?;
-                let session = self.sessions.get(&id.parse().ok()?)?;
+                let id = id.parse().ok()?;
+                let session = self.sessions.get(&id)?;
                 match attribute {
+                    "local_port" => Some(super::network::local_port(id).to_string()),
                     "persistent_address" | "address" => Some(session.address.clone()),
                     "persistent_port" | "port" => Some(session.port.to_string()),
                     _ => None,

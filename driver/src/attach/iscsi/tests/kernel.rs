@@ -1,6 +1,7 @@
 //! The simulated kernel with two additions: scans that can be held up, and device nodes that may be opened.
 
 use std::{
+    collections::BTreeMap,
     io,
     path::PathBuf,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -29,6 +30,8 @@ pub(super) struct Kernel {
     pub(super) sim: SimKernel,
     scans: Arc<(Mutex<Scans>, Condvar)>,
     nodes: Arc<tempfile::TempDir>,
+    /// Initiator names of sessions that have one.
+    initiators: Arc<Mutex<BTreeMap<u32, String>>>,
 }
 
 /// Scans wait while this lives.
@@ -48,6 +51,7 @@ impl Kernel {
             sim: SimKernel::new(),
             scans: Arc::default(),
             nodes,
+            initiators: Arc::default(),
         }
     }
 
@@ -70,11 +74,27 @@ impl Kernel {
             .login(TARGET, &portal.address.ip().to_string(), portal.address.port())
     }
 
-    pub(super) fn session_of(&self, portal: &Portal) -> Option<u32> {
-        self.sim
-            .sessions(TARGET, &portal.address.ip().to_string(), portal.address.port())
-            .first()
-            .copied()
+    /// The same through an interface with this initiator name; none for the default one.
+    pub(super) fn log_in_as(&self, portal: &Portal, initiator: Option<&str>) -> u32 {
+        let session = self.log_in(portal);
+        if let Some(initiator) = initiator {
+            self.initiators().insert(session, initiator.to_owned());
+        }
+        session
+    }
+
+    /// The session of this initiator name, or of the default interface.
+    pub(super) fn session_of(&self, portal: &Portal, initiator: Option<&str>) -> Option<u32> {
+        let all = self
+            .sim
+            .sessions(TARGET, &portal.address.ip().to_string(), portal.address.port());
+        let initiators = self.initiators();
+        all.into_iter()
+            .find(|session| initiators.get(session).map(String::as_str) == initiator)
+    }
+
+    fn initiators(&self) -> MutexGuard<'_, BTreeMap<u32, String>> {
+        self.initiators.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn disk(&self, hctl: &Hctl) -> ScsiDisk {
@@ -98,6 +118,12 @@ impl Kernel {
 
 impl Sysfs for Kernel {
     fn read(&self, path: &str) -> io::Result<String> {
+        let session = path
+            .strip_prefix("class/iscsi_session/session")
+            .and_then(|rest| rest.strip_suffix("/initiatorname")?.parse().ok());
+        if let Some(name) = session.and_then(|session: u32| self.initiators().get(&session).cloned()) {
+            return Ok(name);
+        }
         Sysfs::read(&self.sim, path)
     }
 

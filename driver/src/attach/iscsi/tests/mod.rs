@@ -1,6 +1,7 @@
 //! What a node's administrator and its pods would see of attach and detach, on a simulated node.
 
 mod kernel;
+mod shared;
 mod world;
 
 use std::time::{Duration, Instant};
@@ -171,7 +172,7 @@ async fn the_administrators_session_is_used_and_left_alone() {
         (1, 0, 1, 0),
         "the administrator's session and entry"
     );
-    assert!(world.kernel.session_of(&a).is_some());
+    assert!(world.kernel.session_of(&a, None).is_some());
 }
 
 #[tokio::test]
@@ -182,7 +183,7 @@ async fn an_entry_of_the_administrator_is_logged_in_with_and_kept() {
     world
         .kernel
         .sim
-        .logout(world.kernel.session_of(&a).expect("a session"));
+        .logout(world.kernel.session_of(&a, None).expect("a session"));
     let initiator = world.initiator();
     initiator.attach(&volume(&[&a]), LONG).await.expect("attaches");
     assert_eq!((world.calls(&a, "-o"), world.calls(&a, "-l")), (0, 1));
@@ -224,7 +225,7 @@ async fn a_shared_session_outlives_the_volume_that_leaves_first() {
 /// Leaves a device of [`OTHER`] behind at the address of LUN 0.
 async fn leftover(world: &World, a: &Portal) -> ScsiDisk {
     world.administrator(a);
-    let host = world.kernel.session_of(a).expect("a session");
+    let host = world.kernel.session_of(a, None).expect("a session");
     world.kernel.present(0, OTHER, 4 * SIZE);
     let hctl = Hctl {
         host,
@@ -306,7 +307,7 @@ async fn a_session_that_is_down_is_waited_for_but_not_logged_in_again() {
     let a = portal("192.0.2.1:3260");
     let world = World::new(&[&a]);
     world.administrator(&a);
-    let host = world.kernel.session_of(&a).expect("a session");
+    let host = world.kernel.session_of(&a, None).expect("a session");
     world.kernel.sim.cut(host, "blocked");
     let mut config = world.config();
     config.portal_budget = Duration::from_secs(2);

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use super::super::{Config, Initiator, Probe, Probing};
+use super::super::{Config, Initiator, Interface, Probe, Probing};
 use super::kernel::{Kernel, SIZE};
 use crate::{
     programs::{
@@ -143,8 +143,70 @@ impl World {
 
     /// What an administrator does by hand: an entry and a session.
     pub(super) fn administrator(&self, portal: &Portal) {
-        std::fs::create_dir_all(self.entry(portal)).expect("entry");
+        std::fs::create_dir_all(self.entry(portal).join("default")).expect("entry");
         self.kernel.log_in(portal);
+    }
+
+    /// A node that shares this kernel, with its own state directory and interface.
+    pub(super) fn node_config(&self, node: &str) -> Config {
+        let mut config = self.config();
+        config.state_dir = self.dir.path().join(format!("state-{node}"));
+        config.interface = Some(Interface {
+            name: format!("storagelink-{node}"),
+            initiator: format!("iqn.2026-11.com.example:host:{node}"),
+        });
+        config
+    }
+
+    /// Open-iscsi's interfaces.
+    pub(super) fn interfaces(&self) -> Vec<String> {
+        let names = std::fs::read_dir(self.dir.path().join("root/etc/iscsi/ifaces"));
+        let mut names: Vec<String> = names.map_or_else(
+            |_| Vec::new(),
+            |all| {
+                all.flatten()
+                    .filter_map(|entry| entry.file_name().into_string().ok())
+                    .collect()
+            },
+        );
+        names.sort();
+        names
+    }
+
+    fn interface_file(&self, name: &str) -> PathBuf {
+        self.dir.path().join("root/etc/iscsi/ifaces").join(name)
+    }
+
+    /// `iscsiadm -m iface -I <name> <what>...`
+    fn interface(&self, program: Program, name: &str, what: &[&str]) -> Answer {
+        let file = self.interface_file(name);
+        std::fs::create_dir_all(file.parent().expect("a parent")).expect("directory");
+        match what {
+            ["-o", "new"] => std::fs::write(file, "iface.transport_name = tcp\n").expect("written"),
+            ["-o", "update", "-n", key, "-v", value] => {
+                assert!(file.exists(), "it was made before");
+                std::fs::write(file, format!("{key} = {value}\n")).expect("written");
+            }
+            ["-o", "delete"] if file.exists() => std::fs::remove_file(file).expect("removed"),
+            _ => return exits(program, 7, "usage"),
+        }
+        exits(program, 0, "")
+    }
+
+    /// An interface with this initiator name, from earlier.
+    pub(super) fn make_interface(&self, name: &str, initiator: &str) {
+        let file = self.interface_file(name);
+        std::fs::create_dir_all(file.parent().expect("a parent")).expect("directory");
+        std::fs::write(file, format!("iface.initiatorname = {initiator}\n")).expect("written");
+    }
+
+    /// The initiator name of an interface; without one it cannot be logged in with.
+    fn initiator_of(&self, name: &str) -> Option<String> {
+        let text = std::fs::read_to_string(self.interface_file(name)).ok()?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("iface.initiatorname = "));
+        line.map(str::to_owned)
     }
 
     fn nodes(&self) -> PathBuf {
@@ -161,10 +223,13 @@ impl World {
         self.nodes().join(&portal.target).join(name)
     }
 
-    /// `iscsiadm -m node -T <target> -p <portal> <what>...`
+    /// `iscsiadm -m node -T <target> -p <portal> [-I <interface>] <what>...`
     async fn iscsiadm(self, invocation: Invocation) -> Answer {
         let program = invocation.program;
         let args: Vec<&str> = invocation.args.iter().map(String::as_str).collect();
+        if let ["-m", "iface", "-I", name, what @ ..] = args.as_slice() {
+            return self.interface(program, name, what);
+        }
         let ["-m", "node", "-T", target, "-p", portal, what @ ..] = args.as_slice() else {
             return exits(program, 7, "usage");
         };
@@ -180,20 +245,32 @@ impl World {
     }
 
     async fn node(&self, program: Program, portal: &Portal, what: &[&str]) -> Answer {
-        let entry = self.entry(portal);
+        let directory = self.entry(portal);
+        let (entry, initiator, what) = match what {
+            ["-I", name, rest @ ..] => match self.initiator_of(name) {
+                None => return exits(program, 7, "no such interface, or one without a name"),
+                initiator => (directory.join(name), initiator, rest),
+            },
+            all => (directory.clone(), None, all),
+        };
+        let initiator = initiator.as_deref();
         if what != ["-o", "new"] && !entry.exists() {
             return exits(program, 21, "no records found");
         }
-        let session = self.kernel.session_of(portal);
+        let session = self.kernel.session_of(portal, initiator);
         match what {
             ["-o", "new"] => std::fs::create_dir_all(entry).expect("entry"),
             ["-o", "update", settings @ ..] => {
                 let text = settings.join(" ");
                 assert!(text.contains("-n node.session.scan -v manual"), "{text}");
             }
-            ["-o", "delete"] => std::fs::remove_dir_all(entry).expect("entry"),
+            ["-o", "delete"] => {
+                std::fs::remove_dir_all(entry).expect("entry");
+                // Where others' are left it stays.
+                drop(std::fs::remove_dir(directory));
+            }
             ["-l"] if session.is_some() => return exits(program, 15, "session exists"),
-            ["-l"] => return self.log_in(program, portal).await,
+            ["-l"] => return self.log_in(program, portal, initiator).await,
             ["-u"] if self.state().unconnected => return exits(program, 32, "target likely not connected"),
             ["-u"] => match session {
                 Some(host) => self.kernel.sim.logout(host),
@@ -204,7 +281,7 @@ impl World {
         exits(program, 0, "")
     }
 
-    async fn log_in(&self, program: Program, portal: &Portal) -> Answer {
+    async fn log_in(&self, program: Program, portal: &Portal, initiator: Option<&str>) -> Answer {
         {
             let mut state = self.state();
             state.logging_in.0 += 1;
@@ -216,7 +293,7 @@ impl World {
             .get(&portal.address)
             .cloned()
             .unwrap_or(Login::Fails(8));
-        let appear = || self.kernel.log_in(portal);
+        let appear = || self.kernel.log_in_as(portal, initiator);
         let answer = match login {
             Login::After(time) => {
                 tokio::time::sleep(time).await;
