@@ -1,9 +1,10 @@
 //! Fibre Channel in software inside one guest: two fabrics (FCoE in VN2VN mode, each over a bridge), the kernel's target (tcm_fc) at one end of
 //! each, and the guest's own initiator at the other. Everything above the wire is what a host bus adapter has: fc_host, remote ports, their timers.
 //!
-//! Only the initiator's end loses its link. A target that loses it under writes was seen to wait without end for their commands (6.1: ft_prlo,
-//! target_wait_for_cmds), on the one queue of libfc (fc_rport_eq) that the initiator in the same kernel needs to block its own ports. A target gives a
-//! silent port up after two and a half beacons of 8 s (libfcoe, FIP_VN_BEACON_INT): a cut is to be shorter.
+//! What tcm_fc does not stand is a link lost while it waits for the data of a write: it keeps the command for ever, and with it whoever takes its session
+//! down (6.1: ft_prlo, target_wait_for_cmds), on the one queue of libfc (fc_rport_eq) that the initiator in the same kernel needs, too. So only the
+//! initiator's end loses its link, and [`cut`] holds the writer for the moment before: what is in flight on the lost link was sent after it was lost, and
+//! never reached the target. A target gives a silent port up after two and a half beacons of 8 s (libfcoe, FIP_VN_BEACON_INT): a cut is to be shorter.
 
 use std::time::Duration;
 
@@ -76,19 +77,10 @@ impl Fabric {
         format!("{interface}-wire")
     }
 
-    /// The initiator's end loses its carrier.
-    pub async fn cut(&self, guest: &Guest) -> Result<()> {
-        self.set(guest, "down").await
-    }
-
-    /// Ends [`Fabric::cut`].
+    /// Ends [`cut`].
     pub async fn heal(&self, guest: &Guest) -> Result<()> {
-        self.set(guest, "up").await
-    }
-
-    async fn set(&self, guest: &Guest, state: &str) -> Result<()> {
         let wire = Self::bridge_port(self.initiator.0);
-        guest.exec(&["ip", "link", "set", &wire, state]).await.map(drop)
+        guest.exec(&["ip", "link", "set", &wire, "up"]).await.map(drop)
     }
 
     /// Makes the bridge, and an interface on it for each end.
@@ -104,6 +96,22 @@ impl Fabric {
         }
         guest.shell(&script).await.map(drop)
     }
+}
+
+/// The initiator's ends of these fabrics lose their carrier under `lab-writer`, when one runs. It is stopped until nothing is in flight on any map, and
+/// goes on at once after the cut.
+pub async fn cut(guest: &Guest, fabrics: &[Fabric]) -> Result<()> {
+    let down = fabrics.iter().fold(String::new(), |down, fabric| {
+        down + &format!("ip link set {} down\n", Fabric::bridge_port(fabric.initiator.0))
+    });
+    let script = format!(
+        "writer=$(pgrep -x lab-writer || true); [ -z \"$writer\" ] || kill -STOP $writer
+         for map in /sys/block/dm-*; do
+           until read -r reads writes < $map/inflight; [ $((reads + writes)) = 0 ]; do :; done
+         done
+         {down}[ -z \"$writer\" ] || kill -CONT $writer"
+    );
+    guest.shell(&script).await.map(drop)
 }
 
 /// Makes both fabrics and shows one LUN through both; returns when the guest has a disk by each.

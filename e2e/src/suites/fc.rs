@@ -185,7 +185,7 @@ async fn shown(lab: &Lab) -> Result<()> {
 async fn cut_and_failed(lab: &Lab, fabric: Fabric) -> Result<Duration> {
     let guest = lab.node(0);
     kernel_log::mark(guest, MARK).await?;
-    fabric.cut(guest).await?;
+    fibre_channel::cut(guest, &[fabric]).await?;
     let failed = wait::until("the path is failed", LIMIT, async || {
         let path = path(lab, fabric).await?;
         ensure!(path["active"] == false, "{path}");
@@ -269,9 +269,7 @@ async fn back(lab: &Lab, fabric: Fabric) -> Result<()> {
 
 async fn both_cut(lab: &Lab, writer: &Writer) -> Result<()> {
     let guest = lab.node(0);
-    for fabric in FABRICS {
-        fabric.cut(guest).await?;
-    }
+    fibre_channel::cut(guest, &FABRICS).await?;
     for fabric in FABRICS {
         offline(lab, fabric).await?;
     }
