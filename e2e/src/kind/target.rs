@@ -127,7 +127,7 @@ async fn prepare(portals: &[SocketAddrV4]) -> Result<()> {
     configure(portals)?;
     wait::until("the portals' addresses", ADDRESSES_LIMIT, async || {
         portals.iter().try_for_each(|portal| {
-            std::net::TcpListener::bind((portal.ip(), 0))
+            std::net::TcpListener::bind((*portal.ip(), 0))
                 .map(drop)
                 .with_context(|| format!("the container has no address {}", portal.ip()))
         })?;
