@@ -9,10 +9,10 @@ HELM = $(shell . e2e/kube/versions.env; echo $(STORAGELINK_CACHE)/helm-v$$HELM/h
 DENY := $(STORAGELINK_CACHE)/cargo-deny-0.20.2/bin/cargo-deny
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build fmt lint unit fuzz check lab kube chart manifest images e2e-external demo demo-kube bench-kube bench-failover bench-scale bench-stage test clean
+.PHONY: help deps build fmt lint unit fuzz check lab kube chart manifest images e2e-external e2e-kind e2e-kind-down e2e-kind-lab demo demo-kube bench-kube bench-failover bench-scale bench-stage test clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 deps: ## install missing Debian packages
 	@hack/install-deps.sh
@@ -63,6 +63,11 @@ images: deps ## build the images with an own Docker engine; prints their sizes
 	cargo build --locked --release --bins -p storagelink-csi -p storagelinkd -p storagelink-multipath
 	@hack/build-images.sh $(STORAGELINK_CACHE) target/images
 
+e2e-kind-lab: deps images ## the walk of e2e-kind in a guest that is its Docker host, with nothing pulled
+	cargo build --locked --release --bins -p storagelink-e2e
+	@hack/install-kube.sh $(STORAGELINK_CACHE) kubernetes sidecars helm kubeadm kind
+	disk=$$(hack/build-kind-disk.sh $(STORAGELINK_CACHE) target/images) && $(subst debug,release,$(LAB)) kind "$$disk"
+
 demo-kube: build images ## a Kubernetes cluster of guests, the chart, a claim, a pod, a cut fabric: to watch
 	@hack/install-kube.sh $(STORAGELINK_CACHE) kubernetes sidecars helm
 	$(LAB) kube demo
@@ -78,6 +83,14 @@ bench-failover bench-scale bench-stage: deps ## figures beside multipathd and of
 e2e-external: build images ## all of Kubernetes' external storage suite; writes docs/conformance.md (hours)
 	@hack/install-kube.sh $(STORAGELINK_CACHE)
 	$(LAB) kube external-all
+
+e2e-kind: ## on this host: a kind cluster, a container that is the array, the chart, a cut fabric; KEEP=1 leaves it running
+	cargo build --locked --release --bins -p storagelink-csi -p storagelinkd -p storagelink-multipath -p storagelink-e2e
+	target/release/e2e-kind walk
+
+e2e-kind-down: ## remove everything that e2e-kind makes
+	[ -x target/release/e2e-kind ] || cargo build --locked --release -p storagelink-e2e --bin e2e-kind
+	target/release/e2e-kind down
 
 demo: deps ## the main job on a real kernel, to watch
 	cargo build --locked --workspace

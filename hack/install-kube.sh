@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds Kubernetes, the CSI sidecars and helm once from their Go modules into a cache outside the checkout.
-#   install-kube.sh <cache> [kubernetes|e2e-test|sidecars|helm]...     all of them by default
+#   install-kube.sh <cache> [kubernetes|e2e-test|sidecars|helm|kubeadm|kind]...     the first four by default
 # Each group has a directory that carries its versions (e2e/kube/versions.env), made whole or not at all.
 # Two cores need about 25 minutes the first time and a second after that.
 set -euo pipefail
@@ -19,6 +19,8 @@ kubernetes_dir=$cache/kubernetes-v$KUBERNETES
 e2e_dir=$cache/kubernetes-e2e-v$KUBERNETES
 sidecars_dir=$cache/csi-sidecars-p$EXTERNAL_PROVISIONER-a$EXTERNAL_ATTACHER-r$EXTERNAL_RESIZER-s$EXTERNAL_SNAPSHOTTER
 helm_dir=$cache/helm-v$HELM
+kubeadm_dir=$cache/kubeadm-v$KUBERNETES
+kind_dir=$cache/kind-v$KIND
 
 # One build of these at a time on a machine: a second caller waits and then finds everything there.
 exec 9>"$cache/kube.lock"
@@ -54,12 +56,15 @@ k=k8s.io/kubernetes
 kubernetes=("$k/cmd/kube-apiserver" "$k/cmd/kube-controller-manager" "$k/cmd/kube-scheduler" "$k/cmd/kubelet"
     "$k/cmd/kubectl" "$k/test/images/agnhost")
 c=github.com/kubernetes-csi
+# What only a cluster made by kubeadm runs. etcd is of the version that this release of Kubernetes is tested with: its
+# kubeadm asks it for health in a way that a distribution's older one does not know.
+kubeadm=("$k/cmd/kubeadm" go.etcd.io/etcd/server/v3)
 sidecars=("$c/external-provisioner/v6/cmd/csi-provisioner" "$c/external-attacher/v4/cmd/csi-attacher"
     "$c/external-resizer/v2/cmd/csi-resizer" "$c/external-snapshotter/v8/cmd/csi-snapshotter"
     "$c/external-snapshotter/v8/cmd/snapshot-controller")
 
 kubernetes_module() {
-    [ -d "$work/kubernetes" ] || module "$work/kubernetes" kube "${kubernetes[@]}" "$k/test/e2e" <<<"require k8s.io/kubernetes v$KUBERNETES"
+    [ -d "$work/kubernetes" ] || module "$work/kubernetes" kube "${kubernetes[@]}" "${kubeadm[@]}" "$k/test/e2e" <<<"require k8s.io/kubernetes v$KUBERNETES"
 }
 
 for group in "$@"; do
@@ -101,6 +106,20 @@ EOF
         [ -d "$dir" ] && continue
         echo "building helm"
         GOBIN=$dir.new go install -trimpath -ldflags "-s -w" "helm.sh/helm/v4/cmd/helm@v$HELM"
+        ;;
+    kubeadm)
+        dir=$kubeadm_dir
+        [ -d "$dir" ] && continue
+        kubernetes_module
+        build "$work/kubernetes" "$dir.new" "${kubeadm[@]}"
+        # A program whose package is the root of its module is named after the module, not after what it is.
+        [ -e "$dir.new/etcd" ] || mv "$dir.new/server" "$dir.new/etcd"
+        ;;
+    kind)
+        dir=$kind_dir
+        [ -d "$dir" ] && continue
+        echo "building kind"
+        GOBIN=$dir.new go install -trimpath -ldflags "-s -w" "sigs.k8s.io/kind@v$KIND"
         ;;
     *)
         echo "unknown group: $group" >&2

@@ -7,7 +7,9 @@
 //! - `net`, `qemu`, `qmp`, `guest`, `lab`: fabrics, guests, and the lab made of them
 //! - `agent`: what runs inside a guest (binary `lab-agent`)
 //! - `roles`: a guest as array, a guest as node
+//! - `kind`: the product on a host with Docker and kind (binaries `e2e-kind`, `kind-target`)
 //! - `kube`: a Kubernetes cluster on those guests, and its suites
+//! - `kind_lab`: the walk of `make e2e-kind` in a guest
 //! - `writer`: the checksummed writer (binary `lab-writer`)
 //! - `suites`: what is proved; `demo`: the main job to watch
 //! - `maps`: the engine alone in a guest (binary `lab-maps`)
@@ -23,6 +25,8 @@ pub mod demo;
 pub mod figures;
 pub mod guest;
 pub mod isolate;
+pub mod kind;
+pub mod kind_lab;
 pub mod kube;
 pub mod lab;
 pub mod maps;

@@ -1,4 +1,4 @@
-//! The lab's command line: `lab check`, `lab suite <name>|all`, `lab kube <name>|all`, `lab demo`, `lab bench <name>`.
+//! The lab's command line: `lab check`, `lab suite <name>|all`, `lab kube <name>|all`, `lab kind <disk>`, `lab demo`, `lab bench <name>`.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use storagelink_e2e::{
     artifacts::{self, Artifacts},
     bench::{self, Amount, Bench},
-    check, demo, isolate,
+    check, demo, isolate, kind_lab,
     kube::suites::{self as kube, KubeSuite},
     lab::Places,
     roles::multipathd,
@@ -44,6 +44,14 @@ enum Command {
     Check,
     /// Run the main job with its output to watch
     Demo,
+    /// Run the walk of `make e2e-kind` in a guest, with nothing pulled
+    Kind {
+        /// Disk of the engine's data, as hack/build-kind-disk.sh prints it
+        disk: std::path::PathBuf,
+        /// A command to run in the guest in the walk's place
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
     /// Run suites of a Kubernetes cluster on the lab's guests
     Kube {
         /// Which ones
@@ -103,6 +111,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             Command::Bench { name, amount } => bench::run(*name, amount, &artifacts, &places).await,
             Command::Check => check::run(&artifacts, &places).await,
             Command::Demo => demo::run(&artifacts, &places).await,
+            Command::Kind { disk, command } => kind_lab::run(disk, command, &artifacts, &places).await,
             Command::Kube { names, images } => {
                 let images = images
                     .clone()

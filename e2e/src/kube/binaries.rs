@@ -130,6 +130,14 @@ impl Binaries {
             .join("helm")
     }
 
+    /// kind, and what only a cluster made by it needs.
+    #[must_use]
+    pub fn kind(&self) -> PathBuf {
+        self.cache
+            .join(format!("kind-v{}", self.version("KIND")))
+            .join("kind")
+    }
+
     /// The cache itself.
     #[must_use]
     pub fn cache(&self) -> &Path {
