@@ -27,7 +27,7 @@ version=$(sed -n 's/^appVersion: *//p' charts/storagelink-csi/Chart.yaml)
 packages="systemd systemd-sysv containerd crun containernetworking-plugins iproute2 nftables iptables conntrack ethtool socat
     mount kmod procps util-linux e2fsprogs xfsprogs open-iscsi ca-certificates"
 # And what the target container is built of.
-packages+=" $(sed -n 's/^ARG PACKAGES="\(.*\)"/\1/p' /work/wt-kind/e2e/kind/target/Dockerfile)"
+packages+=" $(sed -n 's/^ARG PACKAGES="\(.*\)"/\1/p' e2e/kind/target/Dockerfile)"
 packages=$(echo $packages | tr ' ' '\n' | LC_ALL=C sort -u | paste -sd,)
 base=$cache/kind-node-base-$(echo "bookworm $packages" | sha256sum | cut -c1-12).tar
 if [ ! -e "$base" ]; then
@@ -43,7 +43,7 @@ fi
 
 key=$({
     echo "$base"
-    cat "$images/key" e2e/kube/versions.env hack/build-kind-disk.sh /bin/busybox target/release/{storagelinkd,lab-writer}
+    cat "$images/key" e2e/kube/versions.env hack/build-kind-disk.sh /bin/busybox target/release/{storagelinkd,kind-target,lab-writer}
     find e2e/kind -type f | LC_ALL=C sort | xargs sha256sum
 } | sha256sum | cut -c1-16)
 disk=$cache/kind-docker-$key.raw
@@ -85,11 +85,9 @@ export DOCKER_HOST=unix://$work/docker.sock DOCKER_BUILDKIT=0 DOCKER_CONFIG=$wor
 answers $docker_pid "$work/dockerd.log" docker info
 
 docker import "$base" storagelink-kind-base >/dev/null
-if [ -e e2e/kind/target/Dockerfile ]; then # TEMP
 echo "building the target container" >&2
 docker build --quiet --network none --build-arg BASE=storagelink-kind-base --file e2e/kind/target/Dockerfile \
     --tag "storagelink-e2e-target:$version" . >"$work/build.log" 2>&1 || { cat "$work/build.log" >&2; exit 1; }
-fi # TEMP
 
 # The images of pods, each an archive of one layer: a program with the libraries it loads, and the product's.
 mkdir "$work/archives"
@@ -187,7 +185,7 @@ find "$store/io.containerd.content.v1.content/blobs" -type f -size +64k | while 
     ln -s "/kind/blobs/$name" "$blob"
 done
 install -m 755 e2e/kind/node/entrypoint "$root/usr/local/bin/entrypoint"
-cp -r e2e/kind/node/bin "$root/kind/bin"
+cp -r e2e/kind/node/{bin,patches} "$root/kind/"
 sed "s#@PAUSE@#$pause#" e2e/kind/node/containerd.toml >"$root/etc/containerd/config.toml"
 echo "v$KUBERNETES" >"$root/kind/version"
 install "$kubernetes/kubelet" "$kubernetes/kubectl" "$kubeadm/kubeadm" "$root/usr/bin/"
@@ -213,6 +211,6 @@ rm -rf "$root" "$work/archives"
 used=$(du -sm "$work/data" | cut -f1)
 mke2fs -q -t ext4 -O ^has_journal -d "$work/data" "$work/disk.raw" $((used * 5 / 4 + room_mib))M >&2
 mv "$work/disk.raw" "$disk"
-# Only the newest are kept.
-ls -t "$cache"/kind-docker-*.raw | tail -n +3 | xargs -r rm -f
+# Only the newest are kept; another run may be about to boot from one of them.
+ls -t "$cache"/kind-docker-*.raw | tail -n +4 | xargs -r rm -f
 echo "$disk"

@@ -56,15 +56,15 @@ k=k8s.io/kubernetes
 kubernetes=("$k/cmd/kube-apiserver" "$k/cmd/kube-controller-manager" "$k/cmd/kube-scheduler" "$k/cmd/kubelet"
     "$k/cmd/kubectl" "$k/test/images/agnhost")
 c=github.com/kubernetes-csi
-# What only a cluster made by kubeadm runs. etcd is of the version that this release of Kubernetes is tested with: its
-# kubeadm asks it for health in a way that a distribution's older one does not know.
-kubeadm=("$k/cmd/kubeadm" go.etcd.io/etcd/server/v3)
+# Of the version that this release of Kubernetes is tested with: its kubeadm asks etcd for health in a way that a distribution's older
+# one does not know.
+etcd=go.etcd.io/etcd/server/v3
 sidecars=("$c/external-provisioner/v6/cmd/csi-provisioner" "$c/external-attacher/v4/cmd/csi-attacher"
     "$c/external-resizer/v2/cmd/csi-resizer" "$c/external-snapshotter/v8/cmd/csi-snapshotter"
     "$c/external-snapshotter/v8/cmd/snapshot-controller")
 
 kubernetes_module() {
-    [ -d "$work/kubernetes" ] || module "$work/kubernetes" kube "${kubernetes[@]}" "${kubeadm[@]}" "$k/test/e2e" <<<"require k8s.io/kubernetes v$KUBERNETES"
+    [ -d "$work/kubernetes" ] || module "$work/kubernetes" kube "${kubernetes[@]}" "$k/cmd/kubeadm" "$etcd" "$k/test/e2e" <<<"require k8s.io/kubernetes v$KUBERNETES"
 }
 
 for group in "$@"; do
@@ -111,9 +111,10 @@ EOF
         dir=$kubeadm_dir
         [ -d "$dir" ] && continue
         kubernetes_module
-        build "$work/kubernetes" "$dir.new" "${kubeadm[@]}"
-        # A program whose package is the root of its module is named after the module, not after what it is.
-        [ -e "$dir.new/etcd" ] || mv "$dir.new/server" "$dir.new/etcd"
+        build "$work/kubernetes" "$dir.new" "$k/cmd/kubeadm"
+        echo "building etcd"
+        # By itself it would be named after its module, `server`.
+        (cd "$work/kubernetes" && go build -mod=mod -trimpath -ldflags "-s -w" -o "$dir.new/etcd" "$etcd")
         ;;
     kind)
         dir=$kind_dir

@@ -34,13 +34,13 @@ const MODULES: [&str; 9] = [
     "target_core_file",
     "iscsi_target_mod",
 ];
-/// Three node containers, their control plane and the array's cache.
-const MEMORY_MIB: u32 = 8192;
-const ENGINE_LIMIT: Duration = Duration::from_secs(120);
+/// Three node containers and their control plane take a good GiB, the driver and what is cached of the disk the rest.
+const MEMORY_MIB: u32 = 4096;
+const ENGINE_LIMIT: Duration = Duration::from_secs(300);
 /// The walk itself, a cluster's creation included.
 const WALK_LIMIT: Duration = Duration::from_secs(90 * 60);
 /// The walk's own limits are for a real processor; an emulated one takes so many times as long.
-const SLOW: &str = "10";
+const SLOW: &str = "4";
 const FETCH_LIMIT: Duration = Duration::from_secs(300);
 /// How often the walk's log is looked into for new lines.
 const LINES: Duration = Duration::from_millis(500);
