@@ -26,8 +26,8 @@ version=$(sed -n 's/^appVersion: *//p' charts/storagelink-csi/Chart.yaml)
 # What systemd, the kubelet, kubeadm and a CSI node plugin find on a node.
 packages="systemd systemd-sysv containerd crun containernetworking-plugins iproute2 nftables iptables conntrack ethtool socat
     mount kmod procps util-linux e2fsprogs xfsprogs open-iscsi ca-certificates"
-# And what the target container is built of.
-packages+=" $(sed -n 's/^ARG PACKAGES="\(.*\)"/\1/p' e2e/kind/target/Dockerfile)"
+# And what the containers of the walk are built of.
+packages+=" $(sed -n 's/^ARG PACKAGES="\(.*\)"/\1/p' e2e/kind/*/Dockerfile | paste -sd' ')"
 packages=$(echo $packages | tr ' ' '\n' | LC_ALL=C sort -u | paste -sd,)
 base=$cache/kind-node-base-$(echo "bookworm $packages" | sha256sum | cut -c1-12).tar
 if [ ! -e "$base" ]; then
@@ -85,12 +85,19 @@ export DOCKER_HOST=unix://$work/docker.sock DOCKER_BUILDKIT=0 DOCKER_CONFIG=$wor
 answers $docker_pid "$work/dockerd.log" docker info
 
 docker import "$base" storagelink-kind-base >/dev/null
-echo "building the target container" >&2
-docker build --quiet --network none --build-arg BASE=storagelink-kind-base --file e2e/kind/target/Dockerfile \
-    --tag "storagelink-e2e-target:$version" . >"$work/build.log" 2>&1 || { cat "$work/build.log" >&2; exit 1; }
+echo "building the containers of the walk" >&2
+build() { # Dockerfile, name:tag
+    docker build --quiet --network none --build-arg BASE=storagelink-kind-base --file "$1" --tag "$2" . >"$work/build.log" 2>&1 ||
+        { cat "$work/build.log" >&2; exit 1; }
+}
+build e2e/kind/target/Dockerfile "storagelink-e2e-target:$version"
 
 # The images of pods, each an archive of one layer: a program with the libraries it loads, and the product's.
 mkdir "$work/archives"
+# What pods of the walk are made of, as the walk itself would build it.
+build e2e/kind/writer/Dockerfile lab/writer:1
+docker save lab/writer:1 -o "$work/archives/writer.tar"
+docker rmi lab/writer:1 >/dev/null
 number=0
 image() { # name:tag, program, arguments of the entrypoint...
     local tag=$1 program=$2 name root entrypoint word applet
@@ -109,11 +116,6 @@ image() { # name:tag, program, arguments of the entrypoint...
             mkdir -p "$root$(dirname "$library")"
             cp -L "$library" "$root$library"
         done
-    if [ "$name" = lab-writer ]; then
-        # What pods of the walk are made of: it has a shell.
-        cp /bin/busybox "$root/bin/"
-        for applet in $(busybox --list); do [ -e "$root/bin/$applet" ] || ln -s busybox "$root/bin/$applet"; done
-    fi
     printf 'root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n' >"$root/etc/passwd"
     tar -C "$root" --numeric-owner --owner=0 --group=0 -c . |
         docker import -c 'ENV PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin' \
@@ -134,7 +136,6 @@ while read -r tag; do
     *) image "$tag" "$kubernetes/$(basename "${tag%:*}")" ;;
     esac
 done < <("$kubeadm/kubeadm" config images list --kubernetes-version "v$KUBERNETES" 2>/dev/null)
-image lab/writer:1 target/release/lab-writer
 registry=registry.k8s.io/sig-storage
 image "$registry/csi-provisioner:v$EXTERNAL_PROVISIONER" "$sidecars/csi-provisioner"
 image "$registry/csi-attacher:v$EXTERNAL_ATTACHER" "$sidecars/csi-attacher"
