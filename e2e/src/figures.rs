@@ -49,6 +49,12 @@ impl Rounds {
     }
 }
 
+impl Extend<Duration> for Rounds {
+    fn extend<T: IntoIterator<Item = Duration>>(&mut self, more: T) {
+        self.0.extend(more);
+    }
+}
+
 impl FromIterator<Duration> for Rounds {
     fn from_iter<T: IntoIterator<Item = Duration>>(all: T) -> Self {
         Self(all.into_iter().collect())

@@ -215,6 +215,7 @@ impl Lab {
     pub async fn stop(mut self, passed: bool) -> Result<()> {
         for guest in self.array.iter_mut().chain(&mut self.nodes) {
             guest.crash().await?;
+            net::detach(guest.name()).await?;
             let _ = fs::remove_file(guest.results().join("disk.raw"));
         }
         if passed {

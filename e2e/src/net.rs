@@ -81,6 +81,14 @@ pub async fn attach(guest: &str) -> Result<()> {
     Ok(())
 }
 
+/// Removes a guest's taps, so that another lab may have a guest of that name.
+pub async fn detach(guest: &str) -> Result<()> {
+    for fabric in Fabric::ALL {
+        output(&["ip", "link", "delete", &fabric.tap(guest)]).await?;
+    }
+    Ok(())
+}
+
 /// Unplugs a guest from a fabric; the guest sees no carrier loss, packets just vanish.
 pub async fn cut(guest: &str, fabric: Fabric) -> Result<()> {
     output(&["ip", "link", "set", &fabric.tap(guest), "nomaster"])

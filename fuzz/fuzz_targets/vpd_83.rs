@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use storagelink_multipath::{
-    names,
+    names::Names,
     wwid::{Wwid, parse_vpd_83, target_port_group},
 };
 
@@ -16,11 +16,12 @@ fuzz_target!(|page: &[u8]| {
         );
         return;
     };
+    let names = Names::default();
     for wwid in found {
         assert_eq!(wwid.as_str().parse::<Wwid>().as_ref(), Ok(&wwid));
-        let uuid = names::map_uuid(&wwid);
+        let uuid = names.map_uuid(&wwid);
         // DM_UUID_LEN of include/uapi/linux/dm-ioctl.h, with the terminator.
         assert!(uuid.len() < 129, "{uuid}");
-        assert_eq!(names::wwid_of(&uuid), Some(wwid));
+        assert_eq!(names.wwid_of(&uuid), Some(wwid));
     }
 });

@@ -6,7 +6,7 @@
 //! - [`host`]: the seam to the kernel, a real side and a simulated one;
 //! - [`worker`]: the threads on which blocking kernel calls live;
 //! - [`scsi_device`]: one SCSI disk: find, scan, delete;
-//! - [`iscsi_session`]: the session that a disk came by, as sysfs shows it;
+//! - [`iscsi_session`], [`fc_remote_port`]: the session, or the remote port, that a disk came by, as sysfs shows it;
 //! - [`told`]: what the node plugin tells `mpathutil`, in files;
 //! - [`engine`]: prove a path, build, extend, resize, watch and remove a map.
 //!
@@ -15,6 +15,7 @@
 
 pub mod alua;
 pub mod engine;
+pub mod fc_remote_port;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -32,6 +33,7 @@ pub mod worker;
 pub mod wwid;
 
 pub use engine::{Engine, Map, MapSpec, PathView, ProvenPath};
+pub use fc_remote_port::RemotePort;
 pub use hctl::Hctl;
 pub use host::Host;
 pub use policy::Policy;

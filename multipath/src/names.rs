@@ -188,7 +188,7 @@ mod tests {
         ) {
             let (name, uuid) = (one.map_name(&volume), one.map_uuid(&wwid));
             prop_assert_eq!(one.volume_of(&name), Some(volume.as_str()));
-            prop_assert_eq!(one.wwid_of(&uuid), Some(wwid.clone()));
+            prop_assert_eq!(one.wwid_of(&uuid), Some(wwid));
             prop_assert!(name.starts_with(UUID_PREFIX) && uuid.starts_with(UUID_PREFIX));
             if one != other {
                 prop_assert_eq!(other.volume_of(&name), None);

@@ -8,7 +8,7 @@ use std::{io, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
-    Hctl, Host,
+    Hctl, Host, RemotePort,
     host::DevNo,
     worker::{self, WorkerError},
 };
@@ -106,18 +106,29 @@ pub(crate) struct Place {
     pub(crate) name: String,
     /// Number of the iSCSI session that it came by.
     pub(crate) session: Option<u32>,
+    /// The Fibre Channel remote port that it came by.
+    pub(crate) remote_port: Option<RemotePort>,
 }
 
 impl Place {
     /// Of the disk with this block device number; `None` for other devices and for one that is gone.
     pub(crate) fn of(host: &Host, devno: DevNo) -> Option<Self> {
-        // dev/block/M:m leads to …[/session<N>]/target…/<H:C:T:L>/block/sdX.
+        // dev/block/M:m leads to …[/session<N> or /rport-H:B-R]/target…/<H:C:T:L>/block/sdX.
         let path = host.sysfs.link(&format!("dev/block/{devno}")).ok()?;
         let mut parts = path.rsplit('/');
         let name = parts.next()?.to_owned();
         let hctl = parts.nth(1)?.parse().ok()?;
-        let session = parts.find_map(|part| part.strip_prefix("session")?.parse().ok());
-        Some(Self { hctl, name, session })
+        let (mut session, mut remote_port) = (None, None);
+        for part in parts {
+            session = session.or_else(|| part.strip_prefix("session")?.parse().ok());
+            remote_port = remote_port.or_else(|| part.parse().ok());
+        }
+        Some(Self {
+            hctl,
+            name,
+            session,
+            remote_port,
+        })
     }
 
     /// State of the SCSI device; `None` when it is gone.

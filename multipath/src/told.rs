@@ -84,7 +84,7 @@ pub struct PathHistory {
     pub device: String,
     /// SCSI address, now or last.
     pub hctl: String,
-    /// Address and port of the portal; empty when it has none.
+    /// Address and port of the portal, or the WWPN of the remote port; empty when it has neither.
     pub portal: String,
     /// It carried I/O.
     pub usable: bool,

@@ -10,9 +10,11 @@ use super::{
     Amount,
     fault::Fault,
     kernel_log::{self, Return},
+    standby::Standby,
 };
 use crate::{
     figures::Rounds,
+    guest::Guest,
     net::Fabric,
     report::{Report, seconds},
     roles::{
@@ -27,21 +29,28 @@ use crate::{
     wait,
 };
 
-const NODE: usize = 0;
+pub(super) const NODE: usize = 0;
 const SIZE: i64 = 256 << 20;
 /// A write of each of the writer's jobs begins at most so often: the emulated processors are to be idle most of the time, or the writer would
 /// slow the managers down.
-const PACE: Duration = Duration::from_millis(10);
+pub(super) const PACE: Duration = Duration::from_millis(10);
 /// Requests over each path before it counts as used.
-const CARRIED: u64 = 10;
+pub(super) const CARRIED: u64 = 10;
 /// iscsid's slowest way back and multipathd's longest interval are well within.
-const BACK: Duration = Duration::from_secs(120);
+pub(super) const BACK: Duration = Duration::from_secs(120);
 const OURS: &str = "storagelink";
 
-/// One manager's figures, in the order of the faults.
+/// One manager's figures.
 struct Column {
     manager: &'static str,
-    faults: Vec<Figures>,
+    faults: Vec<(Fault, Figures)>,
+}
+
+impl Column {
+    fn of(&self, fault: Fault) -> Option<&Figures> {
+        let found = self.faults.iter().find(|(other, _)| *other == fault);
+        found.map(|(_, figures)| figures)
+    }
 }
 
 /// All rounds of one fault.
@@ -53,23 +62,25 @@ struct Figures {
 }
 
 /// One round of one fault.
-struct Round {
+pub(super) struct Round {
     /// The longest write; none where no path was left, and it says nothing of the manager.
-    stall: Option<Duration>,
-    /// From the fault's end until the path is used again, or until writes go on.
-    back: Duration,
-    /// The same from the return of the session on.
-    after_session: Duration,
+    pub(super) stall: Option<Duration>,
+    /// From the fault's end until the path is used again, or until writes go on; none where the array decides it.
+    pub(super) back: Option<Duration>,
+    /// The same from the return of the session on; none where it decides nothing.
+    pub(super) after_session: Option<Duration>,
 }
 
 /// A map under test.
-struct Subject<'a> {
-    cluster: &'a Cluster,
+pub(super) struct Subject<'a> {
+    pub(super) cluster: &'a Cluster,
     manager: &'static str,
     /// Name of the map.
-    map: String,
+    pub(super) map: String,
     /// What the writer writes to.
-    device: String,
+    pub(super) device: String,
+    /// The LUN's port groups, while it has two.
+    pub(super) standby: Option<&'a Standby>,
 }
 
 /// Measures; the part of the file.
@@ -78,96 +89,122 @@ pub(super) async fn run(report: &Report, cluster: &mut Cluster, amount: &Amount)
     kernel_log::tell_sessions(cluster.guest(NODE)).await?;
     let volume = cluster.create("bench-failover", SIZE, Form::Block).await?;
     let context = cluster.attach(&volume, NODE).await?;
-    let lun = Lun::of(&context)?;
     let mut columns = vec![ours(report, cluster, &volume, &context, amount).await?];
     // It would look at every path all the same, and cost its time.
     cluster.end(Victim::Plugin).await?;
     for settings in [multipathd::TUNED, multipathd::STOCK] {
-        columns.insert(0, theirs(report, cluster, settings, &lun, amount).await?);
+        columns.insert(0, theirs(report, cluster, settings, &context, amount).await?);
     }
     cluster.detach(&volume, NODE).await?;
     cluster.delete(&volume).await?;
     Ok(part(&columns, &wanted(amount), amount.rounds))
 }
 
+type Context = std::collections::HashMap<String, String>;
+
 async fn ours(
     report: &Report,
     cluster: &Cluster,
     volume: &Volume,
-    context: &std::collections::HashMap<String, String>,
+    context: &Context,
     amount: &Amount,
 ) -> Result<Column> {
-    let guest = cluster.guest(NODE);
-    volume.make_directories(guest).await?;
-    cluster.stage(volume, NODE, context).await?;
-    cluster.publish(volume, NODE, context).await?;
-    let subject = Subject {
-        cluster,
+    volume.make_directories(cluster.guest(NODE)).await?;
+    let mut faults = Vec::new();
+    for pass in passes(amount) {
+        let standby = Standby::make_for(&pass, cluster, context).await?;
+        let context = standby.as_ref().map_or(context, Standby::context);
+        cluster.stage(volume, NODE, context).await?;
+        cluster.publish(volume, NODE, context).await?;
+        let subject = Subject {
+            cluster,
+            manager: OURS,
+            map: volume.map(),
+            device: volume.data(),
+            standby: standby.as_ref(),
+        };
+        faults.extend(subject.figures(report, &pass, amount.rounds).await?);
+        cluster.unpublish(volume, NODE).await?;
+        cluster.unstage(volume, NODE).await?;
+        if let Some(standby) = &standby {
+            standby.remove(cluster).await?;
+        }
+    }
+    Ok(Column {
         manager: OURS,
-        map: volume.map(),
-        device: volume.data(),
-    };
-    let column = subject.column(report, amount).await?;
-    cluster.unpublish(volume, NODE).await?;
-    cluster.unstage(volume, NODE).await?;
-    Ok(column)
+        faults,
+    })
 }
 
 async fn theirs(
     report: &Report,
     cluster: &Cluster,
     settings: Settings,
-    lun: &Lun,
+    context: &Context,
     amount: &Amount,
 ) -> Result<Column> {
     let guest = cluster.guest(NODE);
-    let attach = async {
-        multipathd::start(guest, &settings).await?;
-        multipathd::attach(guest, &settings, lun).await
-    };
-    report
-        .step(&format!("{}: discovery, login, map", settings.name), attach)
-        .await?;
-    let subject = Subject {
-        cluster,
+    let mut faults = Vec::new();
+    for pass in passes(amount) {
+        let standby = Standby::make_for(&pass, cluster, context).await?;
+        let lun = Lun::of(standby.as_ref().map_or(context, Standby::context))?;
+        let attach = async {
+            multipathd::start(guest, &settings).await?;
+            multipathd::attach(guest, &settings, &lun).await
+        };
+        report
+            .step(&format!("{}: discovery, login, map", settings.name), attach)
+            .await?;
+        let subject = Subject {
+            cluster,
+            manager: settings.name,
+            map: lun.map.clone(),
+            device: lun.device(),
+            standby: standby.as_ref(),
+        };
+        faults.extend(subject.figures(report, &pass, amount.rounds).await?);
+        multipathd::detach(guest, &lun).await?;
+        multipathd::stop(guest).await?;
+        if let Some(standby) = &standby {
+            standby.remove(cluster).await?;
+        }
+    }
+    Ok(Column {
         manager: settings.name,
-        map: lun.map.clone(),
-        device: lun.device(),
-    };
-    let column = subject.column(report, amount).await?;
-    multipathd::detach(guest, lun).await?;
-    multipathd::stop(guest).await?;
-    Ok(column)
+        faults,
+    })
 }
 
 impl Subject<'_> {
-    async fn column(&self, report: &Report, amount: &Amount) -> Result<Column> {
-        let mut faults = Vec::new();
-        for fault in wanted(amount) {
+    async fn figures(&self, report: &Report, faults: &[Fault], rounds: u32) -> Result<Vec<(Fault, Figures)>> {
+        let mut all = Vec::new();
+        for &fault in faults {
             let mut figures = Figures::default();
             let short = format!("{fault:?}").to_lowercase();
-            for number in 1..=amount.rounds {
+            for number in 1..=rounds {
                 let title = format!("{}, {}, round {number}", self.manager, fault.title());
                 let name = format!("{}-{short}-{number}", self.manager.replace(", ", "-"));
-                let round = report.step(&title, self.round(fault, &name)).await?;
+                let round = async {
+                    match self.standby {
+                        None => self.round(fault, &name).await,
+                        Some(standby) => standby.round(self, &name).await,
+                    }
+                };
+                let round = report.step(&title, round).await?;
+                let shown = |time: Option<Duration>| time.map_or_else(|| "-".to_owned(), seconds);
                 report.say(format!(
                     "      longest write {}, back {} after the end, {} after the session",
-                    round.stall.map_or_else(|| "-".to_owned(), seconds),
-                    seconds(round.back),
-                    seconds(round.after_session)
+                    shown(round.stall),
+                    shown(round.back),
+                    shown(round.after_session)
                 ));
-                if let Some(stall) = round.stall {
-                    figures.stall.push(stall);
-                }
-                figures.back.push(round.back);
-                figures.after_session.push(round.after_session);
+                figures.stall.extend(round.stall);
+                figures.back.extend(round.back);
+                figures.after_session.extend(round.after_session);
             }
-            faults.push(figures);
+            all.push((fault, figures));
         }
-        Ok(Column {
-            manager: self.manager,
-            faults,
-        })
+        Ok(all)
     }
 
     /// One fault under a writer, from two used paths to two used paths.
@@ -196,16 +233,14 @@ impl Subject<'_> {
         let (end, back) = self.returned(&begun, end).await?;
         self.carried(&before).await?;
 
-        let longest = writer.acknowledged(guest).await?;
-        let longest = longest.iter().skip(earlier).map(|write| write.took_us).max();
-        let longest = Duration::from_micros(longest.context("no write since the fault")?);
+        let longest = longest_since(&writer, guest, earlier).await?;
         let summary = writer.stop(guest, BACK).await?;
         ensure!(summary.errors == 0, "{summary:?}");
         Ok(match session_of_first {
             None => Round {
                 stall: Some(longest),
-                back: back.used.saturating_sub(end),
-                after_session: back.used.saturating_sub(back.session),
+                back: Some(back.used.saturating_sub(end)),
+                after_session: Some(back.used.saturating_sub(back.session)),
             },
             // The writes that hung began with the fault: how much longer than it they took.
             Some(session) => {
@@ -214,8 +249,8 @@ impl Subject<'_> {
                 let back = longest.saturating_sub(end.saturating_sub(begin));
                 Round {
                     stall: None,
-                    back,
-                    after_session: back.saturating_sub(session.saturating_sub(end)),
+                    back: Some(back),
+                    after_session: Some(back.saturating_sub(session.saturating_sub(end))),
                 }
             }
         })
@@ -263,6 +298,15 @@ impl Subject<'_> {
     }
 }
 
+/// The longest of the writes acknowledged after the first `earlier` ones.
+pub(super) async fn longest_since(writer: &Writer, guest: &Guest, earlier: usize) -> Result<Duration> {
+    let writes = writer.acknowledged(guest).await?;
+    let longest = writes.iter().skip(earlier).map(|write| write.took_us).max();
+    longest
+        .map(Duration::from_micros)
+        .context("no write since the fault")
+}
+
 /// One figure of all that a fault has.
 type Of = fn(&Figures) -> &Rounds;
 
@@ -273,6 +317,17 @@ fn wanted(amount: &Amount) -> Vec<Fault> {
     } else {
         amount.fault.clone()
     }
+}
+
+/// Those that are wanted, by the paths that they need: two alike, or one of them in standby.
+fn passes(amount: &Amount) -> Vec<Vec<Fault>> {
+    let (standby, alike): (Vec<_>, Vec<_>) = wanted(amount)
+        .into_iter()
+        .partition(|&fault| fault == Fault::Standby);
+    [alike, standby]
+        .into_iter()
+        .filter(|pass| !pass.is_empty())
+        .collect()
 }
 
 fn part(columns: &[Column], faults: &[Fault], rounds: u32) -> String {
@@ -293,16 +348,18 @@ fn part(columns: &[Column], faults: &[Fault], rounds: u32) -> String {
             let _ = write!(text, " {} |", column.manager);
         }
         let _ = writeln!(text, "\n| --- |{}", " --- |".repeat(columns.len()));
-        for (index, fault) in faults.iter().enumerate() {
-            if columns
+        for fault in faults {
+            let figures: Vec<_> = columns
                 .iter()
-                .all(|column| of(&column.faults[index]).count() == 0)
-            {
+                .filter_map(|column| column.of(*fault))
+                .map(of)
+                .collect();
+            if figures.iter().all(|rounds| rounds.count() == 0) {
                 continue;
             }
             let _ = write!(text, "| {} |", fault.title());
-            for column in columns {
-                let _ = write!(text, " {} |", of(&column.faults[index]).cell());
+            for rounds in figures {
+                let _ = write!(text, " {} |", rounds.cell());
             }
             text.push('\n');
         }
@@ -331,7 +388,7 @@ mod tests {
                     }
                     figures.back.push(took * 2);
                     figures.after_session.push(took * 3);
-                    figures
+                    (*fault, figures)
                 })
                 .collect(),
         };

@@ -25,6 +25,8 @@ pub enum Fault {
     Stop,
     /// Both fabrics swallow every packet; a comes back first.
     Both,
+    /// Fabric a swallows every packet, and the path over b is in standby (ALUA): the array must be told to use it.
+    Standby,
 }
 
 impl Fault {
@@ -36,6 +38,7 @@ impl Fault {
             Self::Reset => "TCP reset by the array",
             Self::Stop => "portal stopped and started",
             Self::Both => "both fabrics lost silently, one back",
+            Self::Standby => "silent loss, the other path in standby",
         }
     }
 
@@ -44,13 +47,13 @@ impl Fault {
         match self {
             Self::Reset => None,
             Self::Stop => Some(AWAY),
-            Self::Silence | Self::Carrier | Self::Both => Some(HELD),
+            Self::Silence | Self::Carrier | Self::Both | Self::Standby => Some(HELD),
         }
     }
 
     pub(super) async fn begin(self, node: &Guest, target: &Guest) -> Result<()> {
         match self {
-            Self::Silence => node.cut(Fabric::A).await,
+            Self::Silence | Self::Standby => node.cut(Fabric::A).await,
             Self::Carrier => node.carrier(Fabric::A, false).await,
             Self::Reset => target.shell(&reset(node, target)).await.map(drop),
             Self::Stop => {
@@ -67,7 +70,7 @@ impl Fault {
     /// After it the path over fabric a can be used again.
     pub(super) async fn end(self, node: &Guest, target: &Guest) -> Result<()> {
         match self {
-            Self::Silence | Self::Both => node.heal(Fabric::A).await,
+            Self::Silence | Self::Both | Self::Standby => node.heal(Fabric::A).await,
             Self::Carrier => node.carrier(Fabric::A, true).await,
             Self::Reset => Ok(()),
             Self::Stop => target

@@ -1,4 +1,4 @@
-//! A guest's kernel log as the clock of a bench: marks that the bench writes, and what the kernel says of paths and sessions between them.
+//! A guest's kernel log as a clock: marks that a bench or a suite writes, and what the kernel says of paths and sessions between them.
 //!
 //! One clock for everything inside the guest, without a program that polls there. `scsi_transport_iscsi.debug_session` makes the kernel say
 //! when a session is logged in (drivers/scsi/scsi_transport_iscsi.c, `__iscsi_unblock_session`); dm-mpath always says when a path is failed
@@ -12,11 +12,11 @@ use crate::guest::Guest;
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Line {
+pub(crate) struct Line {
     /// Since the guest's boot.
-    pub(super) at: Duration,
+    pub(crate) at: Duration,
     /// Without its time and level.
-    pub(super) text: String,
+    pub(crate) text: String,
 }
 
 /// How a lost path came back.
@@ -29,7 +29,7 @@ pub(super) struct Return {
 }
 
 /// Marks may be written as often as a bench likes: lines of user space are limited to ten in five seconds by default.
-pub(super) async fn prepare(guest: &Guest) -> Result<()> {
+pub(crate) async fn prepare(guest: &Guest) -> Result<()> {
     let limit = "echo on > /proc/sys/kernel/printk_devkmsg";
     guest.shell(limit).await.map(drop)
 }
@@ -41,7 +41,7 @@ pub(super) async fn tell_sessions(guest: &Guest) -> Result<()> {
 }
 
 /// Writes a mark of this name.
-pub(super) async fn mark(guest: &Guest, name: &str) -> Result<()> {
+pub(crate) async fn mark(guest: &Guest, name: &str) -> Result<()> {
     guest.write("/dev/kmsg", marked(name), 0o644).await
 }
 
@@ -50,7 +50,7 @@ fn marked(name: &str) -> String {
 }
 
 /// The lines from the last mark of this name on; the mark is the first.
-pub(super) async fn since(guest: &Guest, name: &str) -> Result<Vec<Line>> {
+pub(crate) async fn since(guest: &Guest, name: &str) -> Result<Vec<Line>> {
     let mut lines = parse(&guest.exec(&["dmesg", "--raw"]).await?);
     let mark = position(&lines, name).with_context(|| format!("no mark {name:?} in the kernel's log"))?;
     Ok(lines.split_off(mark))

@@ -3,9 +3,10 @@
 
 mod failover;
 mod fault;
-mod kernel_log;
+pub(crate) mod kernel_log;
 mod scale;
 mod stage;
+mod standby;
 
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;

@@ -112,11 +112,14 @@ async fn build(guest: &Guest, program: &str, count: usize) -> Result<()> {
 
 /// Starts the monitor; what it adopted.
 async fn start(guest: &Guest, program: &str, maps: usize) -> Result<Adopted> {
+    // One log for all that have run.
+    let earlier = guest.log(WATCH).unwrap_or_default().lines().count();
     guest.spawn(WATCH, &[program, "watch"], &[]).await?;
     let mut adopted = Adopted::default();
     wait::until("adoption", LIMIT, async || {
         let log = guest.log(WATCH)?;
-        adopted = json(log.lines().last().unwrap_or_default().as_bytes())?;
+        let line = log.lines().skip(earlier).last().unwrap_or_default();
+        adopted = json(line.as_bytes())?;
         Ok(true)
     })
     .await?;
@@ -166,9 +169,7 @@ fn parse_usage(text: &str) -> Option<(Duration, Duration)> {
 }
 
 async fn failover(guest: &Guest, program: &str) -> Result<Failover> {
-    guest
-        .write("/proc/sys/kernel/printk_devkmsg", "on\n", 0o644)
-        .await?;
+    kernel_log::prepare(guest).await?;
     let (before, _) = usage(guest).await?;
     let states = |state: &str| {
         format!(

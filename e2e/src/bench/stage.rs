@@ -41,6 +41,8 @@ struct Single {
     first_unstage: Rounds,
     next_stage: Rounds,
     next_unstage: Rounds,
+    /// With its file system.
+    again_stage: Rounds,
 }
 
 /// All volumes at once.
@@ -121,6 +123,8 @@ async fn ours(cluster: &Cluster, rounds: u32) -> Result<Single> {
         single.first_stage.push(stage(cluster, first).await?);
         single.next_stage.push(stage(cluster, next).await?);
         single.next_unstage.push(unstage(cluster, next).await?);
+        single.again_stage.push(stage(cluster, next).await?);
+        unstage(cluster, next).await?;
         single.first_unstage.push(unstage(cluster, first).await?);
         release(cluster, pair).await?;
     }
@@ -153,9 +157,11 @@ async fn ours_many(cluster: &Cluster, all: &[Mapped]) -> Result<Many> {
     })
 }
 
-/// Waits for the map, makes a file system as the kubelet's library does, mounts. In: map, directory.
+/// Waits for the map; makes a file system, or checks the one that is there, as the kubelet's library does (k8s.io/mount-utils,
+/// `SafeFormatAndMount`); mounts. In: map, directory.
 const USE: &str = r#"use() { until [ -b /dev/mapper/$1 ]; do sleep 0.1; done
-  mkfs.ext4 -q -F -m0 /dev/mapper/$1; mount /dev/mapper/$1 "$2"; }"#;
+  if blkid -p -s TYPE -s PTTYPE -o export /dev/mapper/$1; then fsck -a /dev/mapper/$1; else mkfs.ext4 -q -F -m0 /dev/mapper/$1; fi
+  mount /dev/mapper/$1 "$2"; }"#;
 /// Unmounts, flushes the map, deletes its disks. In: map, directory.
 const LEAVE: &str = r#"leave() { umount "$2"; dm=$(readlink -f /dev/mapper/$1); disks=$(ls /sys/block/${dm##*/}/slaves)
   multipath -f $1; for d in $disks; do echo 1 > /sys/block/$d/device/delete; done; }"#;
@@ -184,6 +190,10 @@ async fn theirs(cluster: &Cluster, rounds: u32) -> Result<Single> {
         single
             .next_unstage
             .push(timed(guest, &format!("leave {next}")).await?);
+        single
+            .again_stage
+            .push(timed(guest, &format!("{rescan}; use {next}")).await?);
+        timed(guest, &format!("leave {next}")).await?;
         let logout = format!("iscsiadm -m node -T {target} --logout; iscsiadm -m node -T {target} -o delete");
         single
             .first_unstage
@@ -253,9 +263,14 @@ fn part(ours: &Single, theirs: &Single, many: &Many, theirs_many: Option<&Many>,
         amount.volumes,
         SIZE >> 20
     );
-    let rows: [(&str, OfSingle); 4] = [
-        ("stage, first on the node: login", |single| &single.first_stage),
-        ("stage, sessions up: rescan", |single| &single.next_stage),
+    let rows: [(&str, OfSingle); 5] = [
+        ("stage, first on the node: login, mkfs", |single| {
+            &single.first_stage
+        }),
+        ("stage, sessions up: rescan, mkfs", |single| &single.next_stage),
+        ("stage, sessions up, with its file system", |single| {
+            &single.again_stage
+        }),
         ("unstage, sessions stay", |single| &single.next_unstage),
         ("unstage, last on the node: logout", |single| {
             &single.first_unstage
@@ -307,6 +322,7 @@ mod tests {
                 first_unstage: rounds(),
                 next_stage: rounds(),
                 next_unstage: rounds(),
+                again_stage: rounds(),
             }
         };
         let many = Many {
@@ -321,7 +337,7 @@ mod tests {
         };
         let text = part(&single(200), &single(2000), &many, None, &amount);
         assert!(
-            text.contains("| stage, sessions up: rescan | 2.00 s / 2.00 s | 0.20 s / 0.20 s | 10.0 |"),
+            text.contains("| stage, sessions up: rescan, mkfs | 2.00 s / 2.00 s | 0.20 s / 0.20 s | 10.0 |"),
             "{text}"
         );
         assert!(

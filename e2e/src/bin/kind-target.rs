@@ -24,7 +24,7 @@ struct Arguments {
 enum Command {
     /// Serve until SIGTERM, then remove everything from the host's kernel
     Serve,
-    /// Whether every portal answers
+    /// Whether the kernel listens at every portal, and the container has its address
     Healthy,
     /// Remove what a crashed container left in the host's kernel
     Clean,
@@ -53,7 +53,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     runtime.block_on(async {
         match arguments.command {
             Command::Serve => target::serve(&target::portals(&arguments.portals)?).await,
-            Command::Healthy => target::healthy(&target::portals(&arguments.portals)?).await,
+            Command::Healthy => target::healthy(&target::portals(&arguments.portals)?),
             Command::Clean => target::clean().await,
         }
     })

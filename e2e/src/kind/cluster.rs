@@ -16,7 +16,7 @@ use crate::{
         cluster::{NAMESPACE, RELEASE},
         kubectl::Kubectl,
     },
-    programs,
+    programs, wait,
 };
 
 /// What kind does beside waiting: containers, kubeadm, the network.
@@ -128,6 +128,17 @@ pub fn values(array: &Access) -> Value {
     })
 }
 
+/// Applies an object. An API server that has just come up is busy for a while: it is asked again.
+async fn apply(settings: &Settings, object: &Value) -> Result<()> {
+    let (kubectl, object) = (kubectl(settings), object.to_string());
+    wait::until("the API server takes an object", settings.limit(60), async || {
+        kubectl.apply(&object).await?;
+        Ok(true)
+    })
+    .await
+    .map(drop)
+}
+
 /// Installs the chart; returns once everything is Ready.
 pub async fn install(settings: &Settings, array: &Access) -> Result<()> {
     let kubectl = kubectl(settings);
@@ -135,13 +146,13 @@ pub async fn install(settings: &Settings, array: &Access) -> Result<()> {
         "apiVersion": "v1", "kind": "Namespace",
         "metadata": {"name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "privileged"}},
     });
-    kubectl.apply(&namespace.to_string()).await?;
+    apply(settings, &namespace).await?;
     let secret = json!({
         "apiVersion": "v1", "kind": "Secret",
         "metadata": {"name": "array-credentials", "namespace": NAMESPACE},
         "stringData": {"username": USER, "password": array.password},
     });
-    kubectl.apply(&secret.to_string()).await?;
+    apply(settings, &secret).await?;
     let limit = settings.limit(HELM_SECONDS);
     let chart = settings.checkout.join("charts/storagelink-csi");
     let (chart, timeout) = (chart.to_string_lossy(), format!("--timeout={}s", limit.as_secs()));

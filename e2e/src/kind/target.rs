@@ -6,7 +6,7 @@
 
 use std::{
     fs,
-    net::SocketAddr,
+    net::SocketAddrV4,
     os::{fd::AsFd as _, unix::fs::PermissionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
@@ -41,7 +41,7 @@ const MODULES: [&str; 5] = [
 /// Docker connects a container's networks before it starts it; addresses are there at once.
 const ADDRESSES_LIMIT: Duration = Duration::from_secs(10);
 const PORTALS_LIMIT: Duration = Duration::from_secs(30);
-/// A healthy portal answers at once; its own check has 5 s.
+/// A portal answers at once.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 /// The gateway finishes the calls under way.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
@@ -68,8 +68,8 @@ pub fn fingerprint_file() -> PathBuf {
 ///
 /// # Errors
 /// There is none, or one is no `address:port`.
-pub fn portals(text: &str) -> Result<Vec<SocketAddr>> {
-    let portals: Vec<SocketAddr> = text
+pub fn portals(text: &str) -> Result<Vec<SocketAddrV4>> {
+    let portals: Vec<SocketAddrV4> = text
         .split_whitespace()
         .map(|word| {
             word.parse()
@@ -87,7 +87,7 @@ pub fn portals(text: &str) -> Result<Vec<SocketAddr>> {
 ///
 /// # Errors
 /// The host or the container lacks something, or the gateway ended by itself.
-pub async fn serve(portals: &[SocketAddr]) -> Result<()> {
+pub async fn serve(portals: &[SocketAddrV4]) -> Result<()> {
     let mut term = signal(SignalKind::terminate()).context("watch SIGTERM")?;
     let mut int = signal(SignalKind::interrupt()).context("watch SIGINT")?;
     let mut stopped = async || {
@@ -117,7 +117,7 @@ pub async fn serve(portals: &[SocketAddr]) -> Result<()> {
     outcome.and(clean().await)
 }
 
-async fn prepare(portals: &[SocketAddr]) -> Result<()> {
+async fn prepare(portals: &[SocketAddrV4]) -> Result<()> {
     kernel().await?;
     if !own().left().is_empty() {
         tracing::info!("removing what a predecessor left in the host's kernel");
@@ -127,7 +127,7 @@ async fn prepare(portals: &[SocketAddr]) -> Result<()> {
     configure(portals)?;
     wait::until("the portals' addresses", ADDRESSES_LIMIT, async || {
         portals.iter().try_for_each(|portal| {
-            std::net::TcpListener::bind((portal.ip(), 0))
+            std::net::TcpListener::bind((*portal.ip(), 0))
                 .map(drop)
                 .with_context(|| format!("the container has no address {}", portal.ip()))
         })?;
@@ -136,6 +136,8 @@ async fn prepare(portals: &[SocketAddr]) -> Result<()> {
     .await?;
     // targetcli asks for it; without it only that does not work.
     fs::create_dir_all("/run/dbus").context("make /run/dbus")?;
+    // Of the one that ran before the container was started again.
+    let _ = fs::remove_file("/run/dbus/pid");
     if let Err(error) = tool::run(&["dbus-daemon", "--system", "--fork"], SHORT).await {
         tracing::warn!("targetcli will not work: {error:#}");
     }
@@ -199,7 +201,7 @@ async fn aggregate() -> Result<()> {
 }
 
 /// Writes the gateway's configuration, and its password once.
-fn configure(portals: &[SocketAddr]) -> Result<()> {
+fn configure(portals: &[SocketAddrV4]) -> Result<()> {
     let password = password_file();
     if !password.exists() {
         let new = password.with_extension("new");
@@ -212,7 +214,7 @@ fn configure(portals: &[SocketAddr]) -> Result<()> {
     fs::write(CONFIGURATION, configuration(portals)).with_context(|| format!("write {CONFIGURATION}"))
 }
 
-fn configuration(portals: &[SocketAddr]) -> String {
+fn configuration(portals: &[SocketAddrV4]) -> String {
     let portals: Vec<String> = portals.iter().map(|portal| format!("\"{portal}\"")).collect();
     format!(
         r#"listen = "0.0.0.0:{GATEWAY_PORT}"
@@ -250,9 +252,10 @@ fn start() -> Result<tokio::process::Child> {
 }
 
 /// Says when the portals answer; then for ever.
-async fn serving(portals: &[SocketAddr]) -> Result<()> {
+async fn serving(portals: &[SocketAddrV4]) -> Result<()> {
     wait::until("the portals answer", PORTALS_LIMIT, async || {
-        healthy(portals).await.map(|()| true)
+        healthy(portals)?;
+        connect(portals).await.map(|()| true)
     })
     .await?;
     tracing::info!(?portals, "the array serves");
@@ -269,11 +272,40 @@ async fn stop(gateway: &mut tokio::process::Child) {
     }
 }
 
-/// Whether every portal takes a connection.
+/// Whether the container has the address of every portal, and the kernel listens there. Connects to none: a connection that ends without
+/// a login is two lines in the host's kernel log, and this is asked every few seconds.
 ///
 /// # Errors
 /// One does not; it is named.
-pub async fn healthy(portals: &[SocketAddr]) -> Result<()> {
+pub fn healthy(portals: &[SocketAddrV4]) -> Result<()> {
+    let sockets = fs::read_to_string("/proc/net/tcp").context("read /proc/net/tcp")?;
+    for portal in portals {
+        // The kernel goes on listening when a fabric's address is gone.
+        std::net::TcpListener::bind((*portal.ip(), 0))
+            .with_context(|| format!("portal {portal}: the container has not its address"))?;
+        ensure!(
+            listens(&sockets, *portal),
+            "portal {portal}: the kernel does not listen"
+        );
+    }
+    Ok(())
+}
+
+/// Whether the list of sockets (Documentation/networking/proc_net_tcp.rst) has one in state LISTEN (0A) with this address.
+fn listens(sockets: &str, portal: SocketAddrV4) -> bool {
+    let address = format!(
+        "{:08X}:{:04X}",
+        u32::from_ne_bytes(portal.ip().octets()),
+        portal.port()
+    );
+    sockets.lines().any(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        words.next() == Some(&address) && words.nth(1) == Some("0A")
+    })
+}
+
+/// Takes a connection to every portal.
+async fn connect(portals: &[SocketAddrV4]) -> Result<()> {
     for portal in portals {
         tokio::time::timeout(CONNECT_LIMIT, tokio::net::TcpStream::connect(portal))
             .await
@@ -300,7 +332,7 @@ pub async fn clean() -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{configuration, healthy, portals};
+    use super::{configuration, connect, healthy, portals};
 
     #[test]
     fn the_configuration_has_every_portal() {
@@ -325,14 +357,22 @@ mod tests {
 
     #[tokio::test]
     async fn one_portal_that_does_not_answer_is_named() {
-        let open = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let open = open.local_addr().map(|address| (open, address)).unwrap();
-        let closed = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap();
-        healthy(&[open.1]).await.unwrap();
-        let error = healthy(&[open.1, closed]).await.unwrap_err();
-        assert!(error.to_string().contains(&closed.to_string()), "{error:#}");
+        let local = |listener: &std::net::TcpListener| match listener.local_addr().unwrap() {
+            std::net::SocketAddr::V4(address) => address,
+            other => panic!("{other}"),
+        };
+        let open = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        // The same port at another address of this machine, and at one that it has not.
+        let address = local(&open);
+        let elsewhere = std::net::SocketAddrV4::new("127.0.0.2".parse().unwrap(), address.port());
+        let absent = std::net::SocketAddrV4::new("192.0.2.1".parse().unwrap(), address.port());
+        healthy(&[address]).unwrap();
+        connect(&[address]).await.unwrap();
+        for dead in [elsewhere, absent] {
+            let error = healthy(&[address, dead]).unwrap_err();
+            assert!(error.to_string().contains(&dead.to_string()), "{error:#}");
+        }
+        let error = connect(&[address, elsewhere]).await.unwrap_err();
+        assert!(error.to_string().contains(&elsewhere.to_string()), "{error:#}");
     }
 }

@@ -147,6 +147,24 @@ pub async fn discover(guest: &Guest, settings: &Settings, lun: &Lun) -> Result<(
     guest
         .exec(&["iscsiadm", "-m", "discovery", "-t", "sendtargets", "-p", portal])
         .await?;
+    // A target may have portals that do not lead to this LUN.
+    for record in guest.exec(&["iscsiadm", "-m", "node"]).await?.lines() {
+        let address = record.split(',').next().unwrap_or_default();
+        if !lun.portals.iter().any(|portal| portal == address) {
+            let argv = [
+                "iscsiadm",
+                "-m",
+                "node",
+                "-T",
+                &lun.target,
+                "-p",
+                address,
+                "-o",
+                "delete",
+            ];
+            guest.exec(&argv).await?;
+        }
+    }
     for (name, value) in settings.records {
         let argv = [
             "iscsiadm",

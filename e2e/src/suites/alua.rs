@@ -1,7 +1,7 @@
 //! An array with two target port groups, one of them in standby: which paths are used follows what the array says, and a map that must go to
 //! the other group tells the array so.
 //!
-//! The kernel's target with a second portal group over the volume's LUN, made by hand: storagelinkd offers one portal group.
+//! The second group is of [`crate::roles::port_groups`]: storagelinkd offers one portal group.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -10,13 +10,18 @@ use serde_json::Value;
 
 use super::{
     cluster::{Cluster, Form},
+    leftovers::Before,
     main_job::{carried, writes_avoid},
     volume::Volume,
 };
 use crate::{
     net::Fabric,
     report::{Report, seconds},
-    roles::{array, inspect, writer::Writer},
+    roles::{
+        inspect,
+        port_groups::{self, FIRST, PortGroups, SECOND, State},
+        writer::Writer,
+    },
     wait,
 };
 
@@ -24,48 +29,26 @@ const GIB: i64 = 1 << 30;
 /// The node under test.
 const NODE: usize = 0;
 const INITIATOR: &str = "iqn.2026-11.com.example:node1";
-/// Port of the second portal group's portal.
-const PORT: u16 = 3261;
 /// A changed state is told by a unit attention, or found within the cycle of 30 s; then it has to last 10 s.
 const FOLLOWED: Duration = Duration::from_secs(60);
-
-/// Codes of SPC-6 table 308, as configfs takes them.
-#[derive(Clone, Copy)]
-enum State {
-    Optimized = 0,
-    Standby = 2,
-}
-
-/// The volume's device on the array, and the names of its two target port groups.
-struct Ports {
-    device: String,
-    lun: String,
-}
-
-const FIRST: &str = "default_tg_pt_gp";
-const SECOND: &str = "lab_second";
 
 /// Runs the steps in order; the first that fails ends the suite.
 pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     let guest = cluster.guest(NODE);
-    let before = (
-        inspect::snapshot(guest).await?,
-        array::snapshot(cluster.lab.array()).await?,
-    );
+    let before = Before::look(cluster).await?;
     let volume = cluster.create("alua", GIB, Form::Mount("ext4")).await?;
     let context = cluster.attach(&volume, NODE).await?;
-    let ports = Ports::make(cluster, &context).await?;
+    let ports = PortGroups::make(cluster.lab.array(), &context, INITIATOR).await?;
     let outcome = steps(report, cluster, &volume, &context, &ports).await;
     report
         .step("the volume is deleted, nothing is left", async {
             cluster.unpublish(&volume, NODE).await?;
             cluster.unstage(&volume, NODE).await?;
             volume.remove_directories(guest).await?;
-            ports.remove(cluster).await?;
+            ports.remove(cluster.lab.array()).await?;
             cluster.detach(&volume, NODE).await?;
             cluster.delete(&volume).await?;
-            inspect::same("node", &before.0, &inspect::snapshot(guest).await?)?;
-            inspect::same("array", &before.1, &array::snapshot(cluster.lab.array()).await?)
+            before.nothing_left(cluster).await
         })
         .await?;
     outcome
@@ -76,16 +59,13 @@ async fn steps(
     cluster: &Cluster,
     volume: &Volume,
     context: &HashMap<String, String>,
-    ports: &Ports,
+    ports: &PortGroups,
 ) -> Result<()> {
-    let guest = cluster.guest(NODE);
-    let (a, b) = portals(cluster);
+    let (guest, target) = (cluster.guest(NODE), cluster.lab.array());
+    let (a, b) = port_groups::portals(target);
     let mut context = context.clone();
-    context.insert(
-        "portals".to_owned(),
-        format!("{a},1,{target} {b},2,{target}", target = array::TARGET),
-    );
-    ports.set(cluster, SECOND, State::Standby).await?;
+    context.insert("portals".to_owned(), port_groups::context_portals(target));
+    ports.set(target, SECOND, State::Standby).await?;
     volume.make_directories(guest).await?;
     let writer = report
         .step(
@@ -108,8 +88,8 @@ async fn steps(
         .step(
             "the array exchanges the states: the other path carries all",
             async {
-                ports.set(cluster, SECOND, State::Optimized).await?;
-                ports.set(cluster, FIRST, State::Standby).await?;
+                ports.set(target, SECOND, State::Optimized).await?;
+                ports.set(target, FIRST, State::Standby).await?;
                 writes_avoid(cluster, volume, &writer, &address(&a)).await?;
                 let followed = async || Ok(order(cluster, volume).await? == [b.as_str(), a.as_str()]);
                 let took = wait::until("the map's groups follow", FOLLOWED, followed).await?;
@@ -128,7 +108,7 @@ async fn steps(
             async {
                 guest.cut(Fabric::B).await?;
                 writes_avoid(cluster, volume, &writer, &address(&b)).await?;
-                let state = ports.get(cluster, FIRST).await?;
+                let state = ports.get(target, FIRST).await?;
                 ensure!(
                     state == State::Optimized as u8,
                     "the array's state of the other path: {state}"
@@ -141,7 +121,7 @@ async fn steps(
         .step("it is back: both are optimized and carry I/O", async {
             let before = inspect::paths(guest, &volume.map()).await?;
             guest.heal(Fabric::B).await?;
-            ports.set(cluster, SECOND, State::Optimized).await?;
+            ports.set(target, SECOND, State::Optimized).await?;
             carried(cluster, volume, &before, 20, FOLLOWED).await
         })
         .await?;
@@ -161,79 +141,12 @@ async fn steps(
         .await
 }
 
-/// Address and port of the first and of the second portal group's portal.
-fn portals(cluster: &Cluster) -> (String, String) {
-    let target = cluster.lab.array();
-    (
-        format!("{}:3260", target.address(Fabric::A)),
-        format!("{}:{PORT}", target.address(Fabric::B)),
-    )
-}
-
 /// The address of a portal.
 fn address(portal: &str) -> String {
     portal
         .rsplit_once(':')
         .map_or(portal, |(address, _)| address)
         .to_owned()
-}
-
-impl Ports {
-    /// Gives the volume's LUN a second way, in a target port group of its own.
-    async fn make(cluster: &Cluster, context: &HashMap<String, String>) -> Result<Self> {
-        let lun = context
-            .get("lun")
-            .context("the publish context has no lun")?
-            .clone();
-        let target = format!("/sys/kernel/config/target/iscsi/{}", array::TARGET);
-        let portal = portals(cluster).1;
-        let script = format!(
-            "set -e; device=$(readlink -f $(find {target}/tpgt_1/lun/lun_{lun} -maxdepth 1 -type l)); \
-             mkdir $device/alua/{SECOND}; echo 7 > $device/alua/{SECOND}/tg_pt_gp_id; \
-             mkdir {target}/tpgt_2; cd {target}/tpgt_2; echo 0 > attrib/authentication; mkdir np/{portal}; \
-             mkdir lun/lun_{lun}; ln -s $device lun/lun_{lun}/storagelink; echo {SECOND} > lun/lun_{lun}/alua_tg_pt_gp; \
-             mkdir acls/{INITIATOR} acls/{INITIATOR}/lun_{lun}; ln -s $PWD/lun/lun_{lun} acls/{INITIATOR}/lun_{lun}/storagelink; \
-             echo 1 > enable; echo $device"
-        );
-        let device = cluster
-            .lab
-            .array()
-            .shell(&script)
-            .await
-            .context("a second portal group")?;
-        Ok(Self {
-            device: device.trim().to_owned(),
-            lun,
-        })
-    }
-
-    async fn remove(&self, cluster: &Cluster) -> Result<()> {
-        let (device, lun) = (&self.device, &self.lun);
-        let target = format!("/sys/kernel/config/target/iscsi/{}", array::TARGET);
-        let script = format!(
-            "set -e; cd {target}/tpgt_2; echo 0 > enable; rm acls/{INITIATOR}/lun_{lun}/storagelink; rmdir acls/{INITIATOR}/lun_{lun} acls/{INITIATOR}; \
-             rm lun/lun_{lun}/storagelink; rmdir lun/lun_{lun} np/*; cd ..; rmdir tpgt_2; rmdir {device}/alua/{SECOND}; \
-             echo 0 > {device}/alua/{FIRST}/alua_access_state"
-        );
-        let removed = cluster.lab.array().shell(&script).await;
-        removed.map(drop).context("remove the second portal group")
-    }
-
-    async fn set(&self, cluster: &Cluster, group: &str, state: State) -> Result<()> {
-        let script = format!(
-            "echo {} > {}/alua/{group}/alua_access_state",
-            state as u8, self.device
-        );
-        cluster.lab.array().shell(&script).await.map(drop)
-    }
-
-    async fn get(&self, cluster: &Cluster, group: &str) -> Result<u8> {
-        let script = format!("cat {}/alua/{group}/alua_access_state", self.device);
-        let text = cluster.lab.array().shell(&script).await?;
-        text.trim()
-            .parse()
-            .with_context(|| format!("{text:?} is no state"))
-    }
 }
 
 /// The portals of the map's groups, in their order; groups have one path here.

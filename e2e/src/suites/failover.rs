@@ -7,13 +7,14 @@ use anyhow::{Result, ensure};
 
 use super::{
     cluster::{Cluster, Form},
+    leftovers::Before,
     main_job::{carried, writes_avoid},
     volume::Volume,
 };
 use crate::{
     net::Fabric,
     report::{Report, seconds},
-    roles::{array, inspect, writer::Writer},
+    roles::{inspect, writer::Writer},
 };
 
 const GIB: i64 = 1 << 30;
@@ -36,10 +37,7 @@ enum Fault {
 /// Runs the steps in order; the first that fails ends the suite.
 pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     let guest = cluster.guest(NODE);
-    let before = (
-        inspect::snapshot(guest).await?,
-        array::snapshot(cluster.lab.array()).await?,
-    );
+    let before = Before::look(cluster).await?;
     let (volume, writer) = report
         .step("a volume is written over two paths", start(cluster))
         .await?;
@@ -72,8 +70,7 @@ pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
             volume.remove_directories(guest).await?;
             cluster.detach(&volume, NODE).await?;
             cluster.delete(&volume).await?;
-            inspect::same("node", &before.0, &inspect::snapshot(guest).await?)?;
-            inspect::same("array", &before.1, &array::snapshot(cluster.lab.array()).await?)
+            before.nothing_left(cluster).await
         })
         .await
 }

@@ -10,13 +10,10 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::{
     cluster::{Cluster, Form, Refused, Victim},
+    leftovers::Before,
     volume::Volume,
 };
-use crate::{
-    report::Report,
-    roles::{array, inspect},
-    wait,
-};
+use crate::{report::Report, wait};
 
 const SIZE: i64 = 256 << 20;
 /// When the kill comes, in percent of the time the call took undisturbed.
@@ -66,10 +63,7 @@ struct Life {
 
 /// Runs the steps in order; the first that fails ends the suite.
 pub async fn run(report: &Report, cluster: &mut Cluster) -> Result<()> {
-    let before = (
-        inspect::snapshot(cluster.guest(0)).await?,
-        array::snapshot(cluster.lab.array()).await?,
-    );
+    let before = Before::look(cluster).await?;
     let times = report
         .step("every call undisturbed, for its time", undisturbed(cluster))
         .await?;
@@ -98,8 +92,7 @@ pub async fn run(report: &Report, cluster: &mut Cluster) -> Result<()> {
     }
     report
         .step("nothing is left on the node and on the array", async {
-            inspect::same("node", &before.0, &inspect::snapshot(cluster.guest(0)).await?)?;
-            inspect::same("array", &before.1, &array::snapshot(cluster.lab.array()).await?)
+            before.nothing_left(cluster).await
         })
         .await
 }

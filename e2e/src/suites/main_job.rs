@@ -8,6 +8,7 @@ use tonic::Code;
 
 use super::{
     cluster::{Cluster, Form},
+    leftovers::Before,
     volume::Volume,
 };
 use crate::{
@@ -28,10 +29,7 @@ const PATH_BACK: Duration = Duration::from_secs(5);
 /// Runs the steps in order; the first that fails ends the suite.
 pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     let guest = cluster.guest(NODE);
-    let before = (
-        inspect::snapshot(guest).await?,
-        array::snapshot(cluster.lab.array()).await?,
-    );
+    let before = Before::look(cluster).await?;
 
     let offer = report
         .step(
@@ -156,8 +154,7 @@ pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
         .await?;
     report
         .step("nothing is left on the node and on the array", async {
-            inspect::same("node", &before.0, &inspect::snapshot(guest).await?)?;
-            inspect::same("array", &before.1, &array::snapshot(cluster.lab.array()).await?)
+            before.nothing_left(cluster).await
         })
         .await
 }

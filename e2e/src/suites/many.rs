@@ -7,11 +7,12 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{
     cluster::{Cluster, Form},
+    leftovers::Before,
     volume::Volume,
 };
 use crate::{
     report::{Report, seconds},
-    roles::{array, inspect},
+    roles::inspect,
 };
 
 const COUNT: usize = 30;
@@ -21,7 +22,7 @@ const SIZE: i64 = 128 << 20;
 
 /// Runs the steps in order; the first that fails ends the suite.
 pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
-    let before = looks(cluster).await?;
+    let before = Before::look(cluster).await?;
     let names: Vec<String> = (0..COUNT).map(|number| format!("many-{number}")).collect();
     let create = async |name: &String| Ok(cluster.create(name, SIZE, Form::Mount("ext4")).await?);
     let volumes = phase(report, "created", &names, create).await?;
@@ -57,12 +58,7 @@ pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     })
     .await?;
     report
-        .step("nothing is left", async {
-            for (before, after) in before.iter().zip(&looks(cluster).await?) {
-                inspect::same("a guest", before, after)?;
-            }
-            Ok(())
-        })
+        .step("nothing is left", async { before.nothing_left(cluster).await })
         .await
 }
 
@@ -93,11 +89,4 @@ async fn phase<A, T>(
         seconds(longest)
     ));
     Ok(answers.into_iter().map(|(answer, _)| answer).collect())
-}
-
-async fn looks(cluster: &Cluster) -> Result<[Vec<String>; 2]> {
-    Ok([
-        inspect::snapshot(cluster.guest(0)).await?,
-        array::snapshot(cluster.lab.array()).await?,
-    ])
 }

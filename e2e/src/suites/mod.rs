@@ -1,11 +1,13 @@
 //! What is proved on real kernels. One lab serves all suites: an array and two nodes, the first without udev, the second
-//! with it, the controller beside the first node's plugin.
+//! with it, the controller beside the first node's plugin. Only Fibre Channel has a guest of its own.
 
 pub mod alua;
 pub mod cluster;
 pub mod edges;
 pub mod failover;
+pub mod fc;
 pub mod kill;
+mod leftovers;
 pub mod main_job;
 pub mod many;
 pub mod others;
@@ -58,6 +60,8 @@ pub enum Suite {
     Others,
     /// Thirty volumes at once on one node
     Many,
+    /// The engine over two Fibre Channel fabrics, one lost, the other, both
+    Fc,
     /// csi-sanity on the live sockets
     Sanity,
     /// SIGKILL of gateway, controller and node plugin in the middle of calls
@@ -71,6 +75,7 @@ impl Suite {
     fn members(self) -> Vec<Self> {
         match self {
             Self::All => vec![
+                Self::Fc,
                 Self::MainJob,
                 Self::Failover,
                 Self::Alua,
@@ -106,6 +111,13 @@ impl Suite {
 /// Boots the lab and runs the suites; a failed step ends its suite, not the others. True when every step passed.
 pub async fn run(suite: Suite, artifacts: &Artifacts, places: &Places) -> Result<bool> {
     let report = Report::default();
+    if suite.members().contains(&Suite::Fc) {
+        // Its line is printed already.
+        drop(fc::run(&report.suite(&Suite::Fc.name()), artifacts, places).await);
+    }
+    if suite == Suite::Fc {
+        return Ok(report.close());
+    }
     let whole = report.suite("lab");
     let spec = LabSpec::new(&format!("suite-{}", suite.name()), 2);
     let lab = whole
@@ -136,7 +148,8 @@ pub async fn run(suite: Suite, artifacts: &Artifacts, places: &Places) -> Result
             Suite::Many => many::run(&report, &cluster).await,
             Suite::Sanity => sanity::run(&report, &cluster).await,
             Suite::Kill => kill::run(&report, &mut cluster).await,
-            Suite::All => Ok(()),
+            // Done before, in a lab of its own.
+            Suite::Fc | Suite::All => Ok(()),
         };
         // Its line is printed already.
         drop(outcome);

@@ -9,6 +9,7 @@ use tonic::Code;
 
 use super::{
     cluster::{Cluster, Form},
+    leftovers::Before,
     volume::Volume,
 };
 use crate::{
@@ -53,10 +54,7 @@ pub async fn run(report: &Report, cluster: &mut Cluster, artifacts: &Artifacts) 
 
 async fn steps(report: &Report, cluster: &mut Cluster) -> Result<()> {
     let guest = cluster.guest(NODE);
-    let before = (
-        inspect::snapshot(guest).await?,
-        array::snapshot(cluster.lab.array()).await?,
-    );
+    let before = Before::look(cluster).await?;
     let volume = cluster.create("others", SIZE, Form::Mount("ext4")).await?;
     let context = cluster.attach(&volume, NODE).await?;
     volume.make_directories(guest).await?;
@@ -112,8 +110,7 @@ async fn steps(report: &Report, cluster: &mut Cluster) -> Result<()> {
                 cluster.restart_plugin(&[]).await?;
                 let guest = cluster.guest(NODE);
                 ensure!(guest.shell(INSTALLED).await?.trim() == "0", "files are left");
-                inspect::same("node", &before.0, &inspect::snapshot(guest).await?)?;
-                inspect::same("array", &before.1, &array::snapshot(cluster.lab.array()).await?)
+                before.nothing_left(cluster).await
             },
         )
         .await

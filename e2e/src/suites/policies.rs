@@ -7,12 +7,12 @@ use tonic::Code;
 
 use super::{
     cluster::{Cluster, Form},
+    leftovers::Before,
     volume::Volume,
 };
 use crate::{
     net::Fabric,
     report::{Report, seconds},
-    roles::{array, inspect},
     wait,
 };
 
@@ -24,11 +24,7 @@ const BACK: Duration = Duration::from_secs(30);
 
 /// Runs the steps in order; the first that fails ends the suite.
 pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
-    let guest = cluster.guest(NODE);
-    let before = (
-        inspect::snapshot(guest).await?,
-        array::snapshot(cluster.lab.array()).await?,
-    );
+    let before = Before::look(cluster).await?;
     report
         .step(
             "a value that is not known is refused by its key, and nothing is made",
@@ -46,7 +42,7 @@ pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     report
         .step(
             "minPaths above the portals there are: not staged, and nothing is left on the node",
-            too_few(cluster, &before.0),
+            too_few(cluster, &before),
         )
         .await?;
     let took = report
@@ -60,10 +56,7 @@ pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
         seconds(took)
     ));
     report
-        .step("nothing is left", async {
-            inspect::same("node", &before.0, &inspect::snapshot(guest).await?)?;
-            inspect::same("array", &before.1, &array::snapshot(cluster.lab.array()).await?)
-        })
+        .step("nothing is left", async { before.nothing_left(cluster).await })
         .await
 }
 
@@ -119,7 +112,7 @@ async fn carries(cluster: &Cluster, parameters: &[(&str, &str)], groups: usize) 
     Ok(cluster.delete(&volume).await?)
 }
 
-async fn too_few(cluster: &Cluster, before: &[String]) -> Result<()> {
+async fn too_few(cluster: &Cluster, before: &Before) -> Result<()> {
     let guest = cluster.guest(NODE);
     let volume = cluster
         .create_with("policies", SIZE, Form::Block, with(cluster, &[("minPaths", "3")]))
@@ -133,7 +126,7 @@ async fn too_few(cluster: &Cluster, before: &[String]) -> Result<()> {
         "{refused}"
     );
     volume.remove_directories(guest).await?;
-    inspect::same("node", before, &inspect::snapshot(guest).await?)?;
+    before.nothing_left_on_nodes(cluster).await?;
     cluster.detach(&volume, NODE).await?;
     Ok(cluster.delete(&volume).await?)
 }

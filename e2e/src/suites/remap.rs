@@ -6,11 +6,12 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::{
     cluster::{Cluster, Form},
+    leftovers::Before,
     volume::Volume,
 };
 use crate::{
     report::{Report, seconds},
-    roles::{array, inspect},
+    roles::array,
     wait,
 };
 
@@ -25,7 +26,7 @@ const LATE: &str = "late-write";
 
 /// Runs the steps in order; the first that fails ends the suite.
 pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
-    let before = snapshots(cluster).await?;
+    let before = Before::look(cluster).await?;
     let volume = cluster.create("remap-mine", SIZE, Form::Block).await?;
     let other = cluster.create("remap-other", SIZE, Form::Block).await?;
     let lun = lun_of(&volume.bring_up(cluster, NODE).await?)?;
@@ -85,9 +86,7 @@ pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
             cluster.delete(&volume).await?;
             cluster.detach(&other, NODE).await?;
             cluster.delete(&other).await?;
-            let after = snapshots(cluster).await?;
-            inspect::same("node", &before.0, &after.0)?;
-            inspect::same("array", &before.1, &after.1)
+            before.nothing_left(cluster).await
         })
         .await?;
     took.and(held)
@@ -144,11 +143,4 @@ async fn first_bytes(cluster: &Cluster, volume: &Volume) -> Result<String> {
         array::AGGREGATE
     );
     cluster.lab.array().shell(&script).await
-}
-
-async fn snapshots(cluster: &Cluster) -> Result<(Vec<String>, Vec<String>)> {
-    Ok((
-        inspect::snapshot(cluster.guest(NODE)).await?,
-        array::snapshot(cluster.lab.array()).await?,
-    ))
 }

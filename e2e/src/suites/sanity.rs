@@ -5,12 +5,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use super::cluster::Cluster;
-use crate::{
-    artifacts::cache_directory,
-    report::Report,
-    roles::{array, inspect, node},
-};
+use super::{cluster::Cluster, leftovers::Before};
+use crate::{artifacts::cache_directory, report::Report, roles::node};
 
 /// In the cache.
 const PROGRAM: &str = "csi-sanity-v5.5.0/csi-sanity";
@@ -25,19 +21,14 @@ const MAY_BE_SKIPPED: [&str; 3] = [
 
 /// Runs the steps in order; the first that fails ends the suite.
 pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
-    let guest = cluster.guest(0);
-    let before = (
-        inspect::snapshot(guest).await?,
-        array::snapshot(cluster.lab.array()).await?,
-    );
+    let before = Before::look(cluster).await?;
     let text = report
         .step("csi-sanity on the live sockets: all specs pass", specs(cluster))
         .await?;
     report.say(text);
     report
         .step("csi-sanity left nothing on the node and on the array", async {
-            inspect::same("node", &before.0, &inspect::snapshot(guest).await?)?;
-            inspect::same("array", &before.1, &array::snapshot(cluster.lab.array()).await?)
+            before.nothing_left(cluster).await
         })
         .await
 }

@@ -8,12 +8,13 @@ use serde_json::Value;
 
 use super::{
     cluster::{Cluster, Form},
+    leftovers::Before,
     volume::Volume,
 };
 use crate::{
     net::Fabric,
     report::Report,
-    roles::{array, inspect, writer::Writer},
+    roles::{inspect, writer::Writer},
     wait,
 };
 
@@ -33,10 +34,7 @@ pub async fn run(report: &Report, cluster: &mut Cluster) -> Result<()> {
 
 async fn steps(report: &Report, cluster: &mut Cluster) -> Result<()> {
     let guest = cluster.guest(NODE);
-    let before = (
-        inspect::snapshot(guest).await?,
-        array::snapshot(cluster.lab.array()).await?,
-    );
+    let before = Before::look(cluster).await?;
     let volume = cluster.create("switch", SIZE, Form::Mount("ext4")).await?;
     let context = volume.bring_up(cluster, NODE).await?;
     let writer = Writer::start(&cluster.lab, guest, "switch", &volume.data(), "direct").await?;
@@ -111,8 +109,7 @@ async fn steps(report: &Report, cluster: &mut Cluster) -> Result<()> {
         .step("nothing is left on the node and on the array", async {
             volume.take_down(cluster, NODE).await?;
             cluster.delete(&volume).await?;
-            inspect::same("node", &before.0, &inspect::snapshot(cluster.guest(NODE)).await?)?;
-            inspect::same("array", &before.1, &array::snapshot(cluster.lab.array()).await?)
+            before.nothing_left(cluster).await
         })
         .await
 }

@@ -7,11 +7,12 @@ use serde_json::Value;
 
 use super::{
     cluster::{Cluster, Form, Victim},
+    leftovers::Before,
     volume::Volume,
 };
 use crate::{
     report::Report,
-    roles::{array, inspect, writer::Writer},
+    roles::{array, writer::Writer},
 };
 
 const SIZE: i64 = 256 << 20;
@@ -20,7 +21,7 @@ const NODE: usize = 0;
 
 /// Runs the steps in order; the first that fails ends the suite.
 pub async fn run(report: &Report, cluster: &mut Cluster) -> Result<()> {
-    let before = snapshots(cluster).await?;
+    let before = Before::look(cluster).await?;
     let volume = cluster.create("tools", SIZE, Form::Mount("ext4")).await?;
     volume.bring_up(cluster, NODE).await?;
     report
@@ -47,9 +48,7 @@ pub async fn run(report: &Report, cluster: &mut Cluster) -> Result<()> {
         .step("nothing is left on the node and on the array", async {
             volume.take_down(cluster, NODE).await?;
             cluster.delete(&volume).await?;
-            let after = snapshots(cluster).await?;
-            inspect::same("node", &before.0, &after.0)?;
-            inspect::same("array", &before.1, &after.1)
+            before.nothing_left(cluster).await
         })
         .await?;
     report
@@ -89,13 +88,6 @@ async fn doctor(cluster: &Cluster) -> Result<()> {
         .spawn("iscsid", &["iscsid", "--foreground"], &[])
         .await
         .map(drop)
-}
-
-async fn snapshots(cluster: &Cluster) -> Result<(Vec<String>, Vec<String>)> {
-    Ok((
-        inspect::snapshot(cluster.guest(NODE)).await?,
-        array::snapshot(cluster.lab.array()).await?,
-    ))
 }
 
 /// targetcli shows target, portals, initiator, LUN and backstore, and an object made by hand comes and goes beside them.

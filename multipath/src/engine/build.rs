@@ -2,10 +2,10 @@
 //!
 //! Never lets a path in that has not proved the volume's identity, and never swaps a table but by [`Change`], which knows the kernel's rules.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{BuildError, Map, MapSpec, ProvenPath, change::Change, view};
-use crate::{Host, Policy, ScsiDisk, Wwid, host::DevNo, scsi_device};
+use crate::{Host, Policy, RemotePort, ScsiDisk, Wwid, host::DevNo, scsi_device};
 
 /// Runs a suspended map again and drops a table that was never swapped in.
 pub(super) fn settle(host: &Host, name: &str) -> Result<(), BuildError> {
@@ -93,7 +93,20 @@ pub(super) fn build(host: &Host, spec: &MapSpec, paths: &[ProvenPath]) -> Result
             return Err(error);
         }
     }
-    find(host, &spec.wwid)
+    built(host, &spec.wwid)
+}
+
+/// The map whose paths have just come.
+fn built(host: &Host, wwid: &Wwid) -> Result<Map, BuildError> {
+    let map = find(host, wwid)?;
+    give_back_soon(host, &map);
+    Ok(map)
+}
+
+/// Sees to it that the kernel does not keep the I/O of a lost Fibre Channel port longer than it must.
+pub(super) fn give_back_soon(host: &Host, map: &Map) {
+    let ports: BTreeSet<RemotePort> = map.paths().filter_map(|path| path.remote_port).collect();
+    ports.into_iter().for_each(|port| port.give_back_soon(host));
 }
 
 pub(super) fn join(host: &Host, wwid: &Wwid, path: &ProvenPath, policy: Policy) -> Result<Map, BuildError> {
@@ -103,7 +116,7 @@ pub(super) fn join(host: &Host, wwid: &Wwid, path: &ProvenPath, policy: Policy) 
     fits(&map, &check(host, wwid, paths, &map.uuid)?)?;
     let change = Change::of(host, &map.name, policy);
     extend(&change, paths, &map, map.read_only)?;
-    find(host, wwid)
+    built(host, wwid)
 }
 
 /// The path with its size read again, if it shows less than the map has: a disk that was down while the volume grew keeps its old size.

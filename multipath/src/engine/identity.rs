@@ -7,7 +7,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 
 use super::{
     Change, Engine, KERNEL_DEADLINE, Map, PathView, ProveError, full,
@@ -36,8 +36,8 @@ const AT_ONCE: usize = 8;
 const BATCH: usize = 16;
 
 impl Engine {
-    /// Watches without end.
-    pub(super) async fn watch_identities(&self) {
+    /// Watches without end; hands on what it reads of all maps.
+    pub(super) async fn watch_identities(&self, looked: mpsc::Sender<Vec<Map>>) {
         let events = KernelEvents::of_unit_attentions(&self.host)
             .inspect_err(
                 |error| tracing::warn!(%error, "no kernel events here: paths are proved on a timer only"),
@@ -51,7 +51,7 @@ impl Engine {
             let event = next_of(events.as_ref());
             tokio::select! {
                 () = tokio::time::sleep_until(next) => {
-                    let unsettled = self.prove_again(&memory, &mut pending).await;
+                    let unsettled = self.prove_again(&memory, &mut pending, &looked).await;
                     rest = Instant::now() + REST;
                     next = Instant::now() + if unsettled { CYCLE.min(SETTLED) } else { CYCLE };
                 }
@@ -69,7 +69,12 @@ impl Engine {
 
     /// Asks every path whose device takes commands, and has each map follow its array. Ends when all have answered or run into their deadline. Answers whether
     /// something waits to settle.
-    async fn prove_again(&self, memory: &Shared, pending: &mut Pending) -> bool {
+    async fn prove_again(
+        &self,
+        memory: &Shared,
+        pending: &mut Pending,
+        looked: &mpsc::Sender<Vec<Map>>,
+    ) -> bool {
         let maps = match self.maps().await {
             Ok(maps) => maps,
             Err(error) => {
@@ -77,6 +82,8 @@ impl Engine {
                 return false;
             }
         };
+        // One that is not taken yet is as good.
+        let _ = looked.try_send(maps.clone());
         let maps: Vec<Arc<Map>> = maps
             .into_iter()
             .filter(|map| !map.suspended)
@@ -197,7 +204,7 @@ impl Engine {
 
 /// Asks a path whose device took commands just now for its identity; answers its target port group. Blocking. Most paths are what they are: only for
 /// another answer than the expected one everything about the disk is read, which costs many times the question.
-fn leads_to(host: &Host, path: &PathView, wwid: &Wwid) -> Result<Option<u16>, ProveError> {
+pub(super) fn leads_to(host: &Host, path: &PathView, wwid: &Wwid) -> Result<Option<u16>, ProveError> {
     let here = Place::of(host, path.devno)
         .filter(|place| place.name == path.name && place.state(host).as_deref() == Some("running"));
     let page = here.and_then(|place| host.scsi.inquiry_vpd(&place.name, 0x83).ok());

@@ -1,5 +1,5 @@
-//! What the kernel tells by netlink multicast, as a wake-up: something happened to a device-mapper device, a disk or an iSCSI session; a
-//! link lost its carrier.
+//! What the kernel tells by netlink multicast, as a wake-up: something happened to a device-mapper device, a disk, an iSCSI session or a Fibre
+//! Channel host; a link lost its carrier.
 //!
 //! Only says that it is time to look; what happened is then read from the kernel. A lost event (the socket's buffer overran) is a wake-up too.
 
@@ -27,11 +27,16 @@ const SESSIONS: u32 = 1;
 /// `RTMGRP_LINK` (include/uapi/linux/rtnetlink.h).
 const LINKS: u32 = 1;
 
+/// Where Fibre Channel hosts tell of events: `SCSI_NL_GRP_FC_EVENTS` (include/scsi/scsi_netlink.h) is 4 and is used as the number of a group
+/// (drivers/scsi/scsi_transport_fc.c, fc_host_post_fc_event), which is the fourth bit of this mask.
+const FIBRE_CHANNEL: u32 = 1 << 3;
+
 /// What in a uevent concerns paths.
-const OF_INTEREST: [&[u8]; 4] = [
+const OF_INTEREST: [&[u8]; 5] = [
     b"DM_ACTION=",
     b"SDEV_UA=",
     b"SUBSYSTEM=iscsi_",
+    b"SUBSYSTEM=fc_remote_ports",
     b"DEVTYPE=scsi_device",
 ];
 
@@ -52,43 +57,45 @@ pub(super) struct KernelEvents {
 impl KernelEvents {
     /// Hears of uevents that concern paths from now on. Fails where netlink is not to be had.
     pub(super) fn of_devices(host: &Host) -> io::Result<Self> {
-        Self::open(
-            &host.network.namespace(),
-            SockProtocol::NetlinkKObjectUEvent,
-            UEVENTS,
-            concerns_paths,
-        )
+        Self::of(host, SockProtocol::NetlinkKObjectUEvent, UEVENTS, concerns_paths)
     }
 
     /// Hears of devices that may have become others, or be reached otherwise, from now on.
     pub(super) fn of_unit_attentions(host: &Host) -> io::Result<Self> {
-        Self::open(
-            &host.network.namespace(),
-            SockProtocol::NetlinkKObjectUEvent,
-            UEVENTS,
-            may_be_another,
-        )
+        Self::of(host, SockProtocol::NetlinkKObjectUEvent, UEVENTS, may_be_another)
     }
 
     /// Hears of iSCSI connections that failed, and of sessions that are made, logged in or gone, from now on. Only the initial network namespace
     /// is told: the host's network must be of it.
     pub(super) fn of_sessions(host: &Host) -> io::Result<Self> {
-        Self::open(
-            &host.network.namespace(),
-            SockProtocol::NetlinkISCSI,
-            SESSIONS,
-            session_changed,
+        Self::of(host, SockProtocol::NetlinkISCSI, SESSIONS, session_changed)
+    }
+
+    /// Hears of Fibre Channel hosts whose link, or whose fabric, changed, from now on. Only the initial network namespace is told.
+    ///
+    /// It depends on the driver which events there are. libfc (software FCoE) tells `LIPRESET` just *before* it blocks the ports of a lost link, and
+    /// nothing when the link is back (seen on 6.1); others tell `LINKDOWN`, `LINKUP` and `RSCN`. The state of a remote port itself is told by none.
+    pub(super) fn of_fibre_channel(host: &Host) -> io::Result<Self> {
+        Self::of(
+            host,
+            SockProtocol::NetlinkSCSITransport,
+            FIBRE_CHANNEL,
+            fabric_changed,
         )
     }
 
     /// Hears of links that have no carrier from now on, whatever changed of them.
     pub(super) fn of_links(host: &Host) -> io::Result<Self> {
-        Self::open(
-            &host.network.namespace(),
-            SockProtocol::NetlinkRoute,
-            LINKS,
-            link_without_carrier,
-        )
+        Self::of(host, SockProtocol::NetlinkRoute, LINKS, link_without_carrier)
+    }
+
+    fn of(
+        host: &Host,
+        protocol: SockProtocol,
+        group: u32,
+        of_interest: fn(&[u8]) -> bool,
+    ) -> io::Result<Self> {
+        Self::open(&host.network.namespace(), protocol, group, of_interest)
     }
 
     fn open(
@@ -169,25 +176,44 @@ fn session_changed(message: &[u8]) -> bool {
         .is_some_and(|kind| SESSION_EVENTS.contains(&kind))
 }
 
-/// `struct nlmsghdr` (16 bytes; length first, type at 4), `struct ifinfomsg` (flags at 8), per message.
-fn link_without_carrier(mut messages: &[u8]) -> bool {
-    let word = |data: &[u8], at: usize| {
-        let word = data.get(at..at + 4).and_then(|word| word.try_into().ok());
-        word.map(u32::from_ne_bytes)
-    };
-    while let Some(length) = word(messages, 0).and_then(|length| usize::try_from(length).ok()) {
-        if length < 16 || length > messages.len() {
-            return false;
-        }
-        let kind = u16::from_ne_bytes([messages[4], messages[5]]);
-        let flags = word(&messages[16..length], 8);
-        let running = |flags: u32| flags & IFF_RUNNING.cast_unsigned() != 0;
-        if kind == RTM_NEWLINK && flags.is_some_and(|flags| !running(flags)) {
-            return true;
-        }
-        messages = &messages[length.next_multiple_of(4).min(messages.len())..];
-    }
-    false
+fn word(data: &[u8], at: usize) -> Option<u32> {
+    let word = data.get(at..at + 4).and_then(|word| word.try_into().ok());
+    word.map(u32::from_ne_bytes)
+}
+
+/// Type and content of each message that begins with a whole `struct nlmsghdr` (16 bytes; length first, type at 4).
+fn messages(mut all: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = usize::try_from(word(all, 0)?).ok()?;
+        let message = all.get(..length).filter(|message| message.len() >= 16)?;
+        all = &all[length.next_multiple_of(4).min(all.len())..];
+        Some((u16::from_ne_bytes([message[4], message[5]]), &message[16..]))
+    })
+}
+
+/// `struct ifinfomsg` (flags at 8), per message.
+fn link_without_carrier(all: &[u8]) -> bool {
+    let running = |flags: u32| flags & IFF_RUNNING.cast_unsigned() != 0;
+    messages(all)
+        .any(|(kind, content)| kind == RTM_NEWLINK && word(content, 8).is_some_and(|flags| !running(flags)))
+}
+
+/// `SCSI_TRANSPORT_MSG` (include/scsi/scsi_netlink.h).
+const SCSI_TRANSPORT: u16 = 0x11;
+/// `FC_NL_ASYNC_EVENT` (include/scsi/scsi_netlink_fc.h), and `SCSI_NL_TRANSPORT_FC`.
+const FC_EVENT: (u8, [u8; 2]) = (1, 0x0100_u16.to_ne_bytes());
+/// `FCH_EVT_LIP`, `_LINKUP`, `_LINKDOWN`, `_LIPRESET`, `_RSCN`, `_PORT_OFFLINE`, `_PORT_ONLINE` (include/scsi/scsi_transport_fc.h): after these a remote
+/// port may be lost or back. Not those of single frames, of congestion, or of a vendor.
+const FC_EVENTS: [u32; 7] = [1, 2, 3, 4, 5, 0x201, 0x202];
+
+/// `struct fc_nl_event` per message: `struct scsi_nl_hdr` (transport at 1, message type at 4), event code at 32.
+fn fabric_changed(all: &[u8]) -> bool {
+    messages(all).any(|(kind, content)| {
+        let header = content.get(1).copied().zip(content.get(4..6));
+        kind == SCSI_TRANSPORT
+            && header.is_some_and(|(transport, message)| transport == FC_EVENT.0 && message == FC_EVENT.1)
+            && word(content, 32).is_some_and(|code| FC_EVENTS.contains(&code))
+    })
 }
 
 /// Every question that is asked of a message.
@@ -198,6 +224,9 @@ pub(crate) fn fuzz(message: &[u8]) {
     // What comes behind a message cannot hide it.
     if link_without_carrier(message) {
         assert!(link_without_carrier(&[message, message].concat()));
+    }
+    if fabric_changed(message) {
+        assert!(fabric_changed(&[message, message].concat()));
     }
 }
 
@@ -210,6 +239,9 @@ mod tests {
     fn a_failed_path_wakes_and_a_network_card_does_not() {
         let path = b"change@/devices/virtual/block/dm-0\0ACTION=change\0DM_ACTION=PATH_FAILED\0DM_PATH=8:0\0";
         assert!(concerns_paths(path));
+        assert!(concerns_paths(
+            b"add@/devices/x/rport-1:0-0\0ACTION=add\0SUBSYSTEM=fc_remote_ports\0"
+        ));
         assert!(!concerns_paths(
             b"add@/devices/virtual/net/veth0\0ACTION=add\0SUBSYSTEM=net\0"
         ));
@@ -253,6 +285,30 @@ mod tests {
         assert!(!session_changed(&[102; 10]));
     }
 
+    /// As the kernel (6.1) sent it when libfc lost its link: `FCH_EVT_LIPRESET` of host 1.
+    const LIP_RESET: [u8; 56] = [
+        0x38, 0, 0, 0, 0x11, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0xb2, 0xa1, 0, 1, 0x28, 0, 0x84, 0x4d,
+        0x0b, 0x6b, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 4, 0, 4, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0,
+    ];
+
+    #[test]
+    fn a_fabric_that_changed_wakes_and_what_a_vendor_tells_does_not() {
+        assert!(fabric_changed(&LIP_RESET));
+        let event = |at: usize, byte: u8| {
+            let mut event = LIP_RESET;
+            event[at] = byte;
+            event
+        };
+        assert!(fabric_changed(&event(48, 5)), "RSCN");
+        assert!(!fabric_changed(&event(49, 0xff)), "another code");
+        assert!(!fabric_changed(&event(17, 0)), "another transport");
+        assert!(!fabric_changed(&event(21, 2)), "another message");
+        assert!(!fabric_changed(&event(4, 0x12)), "another kind of message");
+        assert!(!fabric_changed(&LIP_RESET[..50]), "cut off");
+        let both = [event(49, 0xff), LIP_RESET].concat();
+        assert!(fabric_changed(&both), "the second of two");
+    }
+
     /// Needs the right to listen to a multicast group, as the driver has it.
     #[tokio::test]
     async fn events_that_the_kernel_had_to_drop_wake_although_none_was_of_interest() {
@@ -294,6 +350,7 @@ mod tests {
         #[test]
         fn garbage_wakes_or_does_not(message in proptest::collection::vec(any::<u8>(), 0..100)) {
             let _ = link_without_carrier(&message);
+            let _ = fabric_changed(&message);
         }
     }
 }

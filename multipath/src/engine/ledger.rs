@@ -13,7 +13,7 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 
 use super::{Map, PathView};
-use crate::{Host, Wwid, host::DevNo, iscsi_session};
+use crate::{Host, Wwid, fc_remote_port::is_port_name, host::DevNo, iscsi_session};
 
 /// Upper bounds of the buckets in which the times without a usable path are counted, in seconds: from what a looped-through failover takes to
 /// twice the usual time that I/O is held.
@@ -81,7 +81,7 @@ pub struct PathRecord {
     pub device: String,
     /// SCSI address.
     pub hctl: String,
-    /// Address and port of the portal; empty when it has none.
+    /// Address and port of the portal, or the WWPN of the remote port; empty when it has neither.
     pub portal: String,
     /// It carries I/O.
     pub usable: bool,
@@ -104,10 +104,11 @@ pub struct PathRecord {
 }
 
 impl PathRecord {
-    /// What stays the same when its device comes anew: the portal, or without one the address.
+    /// What stays the same when its device comes anew: the portal, or without one the address. A Fibre Channel port keeps its address, and is
+    /// reached through more than one host bus adapter.
     #[must_use]
     pub fn label(&self) -> &str {
-        if self.portal.is_empty() {
+        if self.portal.is_empty() || is_port_name(&self.portal) {
             &self.hctl
         } else {
             &self.portal
@@ -169,7 +170,9 @@ impl MapRecord {
                 .any(|other| other.devno == devno && !other.hctl.is_empty())
         };
         let label = |record: &PathRecord| {
-            !path.portal.is_empty() && record.portal == path.portal && !there(record.devno)
+            let same =
+                record.portal == path.portal && (path.remote_port.is_none() || record.hctl == path.hctl);
+            !path.portal.is_empty() && same && !there(record.devno)
         };
         let at = self
             .paths
@@ -421,7 +424,11 @@ fn why(host: &Host, path: &PathView, ended: Option<String>) -> String {
         let state = iscsi_session::state(host, session).unwrap_or_else(|| "gone".to_owned());
         format!(" (iSCSI session {session}: {state})")
     });
-    let session = session.unwrap_or_default();
+    let port = path.remote_port.map(|port| {
+        let state = port.port_state(host).unwrap_or_else(|| "gone".to_owned());
+        format!(" (Fibre Channel port {}: {state})", path.portal)
+    });
+    let session = session.or(port).unwrap_or_default();
     match (ended, path.device_state.as_str()) {
         (Some(ended), _) => format!("{ended}{session}"),
         (None, "running") => format!("an I/O over it failed{session}"),

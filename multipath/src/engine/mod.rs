@@ -290,7 +290,12 @@ impl Engine {
                 }
             }
         }
-        self.maps().await
+        let maps = self.maps().await?;
+        let (host, adopted) = (self.host.clone(), maps.clone());
+        let ports = move || adopted.iter().for_each(|map| build::give_back_soon(&host, map));
+        // An error was logged by the worker.
+        drop(worker::run("adopt-ports", KERNEL_DEADLINE, ports).await);
+        Ok(maps)
     }
 
     async fn settle(&self, map: &Map) -> Result<(), BuildError> {
@@ -428,6 +433,8 @@ fn prove(host: &Host, hctl: Hctl, wwid: &Wwid) -> Result<ProvenPath, ProveError>
 
 #[cfg(test)]
 mod fault_tests;
+#[cfg(test)]
+mod fibre_channel_tests;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]

@@ -12,22 +12,23 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     Engine, KERNEL_DEADLINE, Map, PathView, ProveError, ViewError,
     flapping::Losses,
     full,
+    identity::leads_to,
     kernel_events::{KernelEvents, next_of},
     view,
 };
 use crate::{Hctl, Host, Wwid, host::DevNo, worker};
 
-/// How often the devices of paths that are not well are looked at.
-pub const REPAIR_LOOK: Duration = Duration::from_millis(100);
-/// How often everything is looked at without a reason.
+/// How often the devices of paths that are not well are looked at, at most: a path is to be used again within 0.1 s of its session's return.
+pub const REPAIR_LOOK: Duration = Duration::from_millis(25);
+/// How often everything is looked at without a reason. The look of the cycle of proofs counts, which comes first when all is well.
 #[cfg(not(test))]
-const SWEEP: Duration = Duration::from_secs(30);
+const SWEEP: Duration = Duration::from_secs(35);
 /// The simulated kernel sends no events.
 #[cfg(test)]
 const SWEEP: Duration = Duration::from_secs(1);
@@ -41,11 +42,14 @@ pub(super) const CHECK: Duration = Duration::from_secs(5);
 /// How long the failing of a path waits for an earlier change of its map.
 const URGENT: Duration = Duration::from_millis(200);
 /// Time from the start of a path's first check to the start of its next; it doubles with every check that fails.
-const RECHECK: Duration = REPAIR_LOOK;
+const RECHECK: Duration = Duration::from_millis(100);
 /// The doubling ends here: 3.2 s.
 const RECHECK_DOUBLINGS: u32 = 5;
 /// Checks that run at once, over all maps.
 const CHECKS: usize = 32;
+/// For so long after an event of a Fibre Channel host maps over such ports are looked at as if they were not well: the event may come before
+/// what it announces, and the state of a port is told by none. E_D_TOV of a fabric is as long (FC-FS-5; 2 s by default).
+const FABRIC: Duration = Duration::from_secs(2);
 /// A map is suspended for moments while its table is exchanged; this long it is only by a fault.
 const SUSPENDED: Duration = Duration::from_secs(5);
 
@@ -99,14 +103,16 @@ impl Drop for Busy {
 impl Engine {
     /// Watches until `stop` is done: the maps, the connections that their paths depend on, and where the paths lead.
     pub async fn monitor(&self, stop: impl Future<Output = ()> + Send) {
+        let (looked, looks) = mpsc::channel(1);
         tokio::select! {
             () = self.watch_connections() => {}
-            () = self.watch_identities() => {}
-            () = self.watch_maps(stop) => {}
+            () = self.watch_identities(looked) => {}
+            () = self.watch_maps(stop, looks) => {}
         }
     }
 
-    async fn watch_maps(&self, stop: impl Future<Output = ()> + Send) {
+    /// `looks`: all maps, whenever somebody else has just read them.
+    async fn watch_maps(&self, stop: impl Future<Output = ()> + Send, mut looks: mpsc::Receiver<Vec<Map>>) {
         let uevents = match KernelEvents::of_devices(&self.host) {
             Ok(uevents) => Some(uevents),
             Err(error) => {
@@ -117,16 +123,25 @@ impl Engine {
         let sessions = KernelEvents::of_sessions(&self.host)
             .inspect_err(|error| tracing::warn!(%error, "no events of iSCSI sessions here"))
             .ok();
+        let fabrics = KernelEvents::of_fibre_channel(&self.host)
+            .inspect_err(|error| tracing::warn!(%error, "no events of Fibre Channel hosts here"))
+            .ok();
+        let mut unsettled = Instant::now();
         let memory = Shared::default();
         let mut unwell = Vec::new();
         let mut sweep = Instant::now();
         let mut rest = Instant::now();
+        let mut given = None;
         tokio::pin!(stop);
         loop {
             let start = Instant::now();
-            let all = sweep <= start;
-            let seen = if all {
+            let all = given.is_some() || sweep <= start;
+            if all {
                 sweep = start + if uevents.is_some() { SWEEP } else { BLIND_SWEEP };
+            }
+            let seen = if let Some(maps) = given.take() {
+                Ok(maps)
+            } else if all {
                 let maps = self.maps().await;
                 rest = Instant::now() + start.elapsed() * REST;
                 maps
@@ -142,6 +157,12 @@ impl Engine {
                         self.ledger().forget(&maps);
                     }
                     unwell = self.tend(&maps, &memory);
+                    if start < unsettled {
+                        let over_fabrics = maps.into_iter().filter(is_over_fibre_channel);
+                        unwell.extend(over_fabrics.map(|map| map.name));
+                        unwell.sort_unstable();
+                        unwell.dedup();
+                    }
                 }
                 Err(error) => {
                     tracing::warn!(error = full(&error), "cannot read the maps");
@@ -159,11 +180,16 @@ impl Engine {
                 tokio::select! {
                     event = next_of(uevents.as_ref()) => event,
                     event = next_of(sessions.as_ref()) => event,
+                    event = next_of(fabrics.as_ref()) => {
+                        unsettled = Instant::now() + FABRIC;
+                        event
+                    }
                 }
             };
             tokio::select! {
                 () = &mut stop => return,
                 () = tokio::time::sleep_until(next) => {}
+                Some(maps) = looks.recv() => given = Some(maps),
                 event = event => match event {
                     Ok(()) => sweep = sweep.min(rest),
                     Err(error) => {
@@ -299,25 +325,31 @@ impl Engine {
         tokio::spawn(async move { engine.reinstate(&map, &path, &memory, busy).await });
     }
 
+    /// Checks a path and puts it back to work. Both on one thread, unless something else changes the map just then: each hand-over costs as
+    /// much as the check.
     async fn reinstate(&self, map: &Map, path: &PathView, memory: &Shared, busy: Busy) {
-        let (host, checked, wwid) = (self.host.clone(), path.clone(), map.wwid.clone());
         let standby = map.may_stand_by(path.devno);
-        let proven = worker::run("check-path", CHECK, move || {
-            (proves_itself(&host, &checked, &wwid, standby), busy)
+        let message = format!("reinstate_path {}", path.devno);
+        let (engine, checked, of, at_once) = (self.clone(), path.clone(), map.clone(), message.clone());
+        let checked = worker::run("check-path", CHECK, move || {
+            let proven = proves_itself(&engine.host, &checked, &of.wwid, standby);
+            let held = engine.try_lock(&of.wwid).filter(|_| proven.is_ok());
+            let told = held.map(|_held| engine.host.dm.message(&of.name, &at_once));
+            (proven, told, busy)
         })
         .await;
-        let busy = match proven {
-            Ok((Ok(()), busy)) => {
+        let (told, busy) = match checked {
+            Ok((Ok(()), told, busy)) => {
                 self.ledger().checked(map, path, Ok(()));
-                busy
+                (told, busy)
             }
-            Ok((Err(error @ ProveError::Mismatch { .. }), busy)) => {
+            Ok((Err(error @ ProveError::Mismatch { .. }), _, busy)) => {
                 if memory.get().misled.insert(path.devno) {
                     self.misled(map, path, &error, busy).await;
                 }
                 return;
             }
-            Ok((Err(error), _)) => {
+            Ok((Err(error), ..)) => {
                 self.ledger().checked(map, path, Err(full(&error)));
                 tracing::debug!(dm.name = map.name, path = %path.devno, error = full(&error), "path is not ready");
                 return;
@@ -329,10 +361,11 @@ impl Engine {
             }
         };
         memory.get().misled.remove(&path.devno);
-        match self
-            .message(map, format!("reinstate_path {}", path.devno), busy)
-            .await
-        {
+        let told = match told {
+            Some(told) => told.map_err(|error| full(&error)),
+            None => self.message(map, message, busy).await,
+        };
+        match told {
             Ok(()) => {
                 tracing::info!(dm.name = map.name, wwid = %map.wwid, path = %path.devno, device = path.name, hctl = path.hctl,
                     portal = path.portal, "path reinstated");
@@ -364,6 +397,10 @@ impl Engine {
         .map_err(|error| full(&error))?
         .map_err(|error| full(&error))
     }
+}
+
+fn is_over_fibre_channel(map: &Map) -> bool {
+    map.paths().any(|path| path.remote_port.is_some())
 }
 
 /// The map has another path that is usable.
@@ -398,6 +435,10 @@ fn proves_itself(host: &Host, path: &PathView, wwid: &Wwid, standby: bool) -> Re
     let Ok(hctl) = path.hctl.parse::<Hctl>() else {
         return Err(ProveError::Gone { devno: path.devno });
     };
+    // A port that was lost took no time, and one that was made anew has its own.
+    if let Some(port) = path.remote_port {
+        port.give_back_soon(host);
+    }
     for _ in 0..super::UNIT_ATTENTIONS {
         match host.scsi.test_unit_ready(&path.name) {
             Ok(()) => break,
@@ -412,11 +453,5 @@ fn proves_itself(host: &Host, path: &PathView, wwid: &Wwid, standby: bool) -> Re
             }
         }
     }
-    let proven = super::prove(host, hctl, wwid)?;
-    // The map holds the disk with this number; another one at the address proves nothing about it.
-    if proven.disk.devno == path.devno {
-        Ok(())
-    } else {
-        Err(ProveError::Gone { devno: path.devno })
-    }
+    leads_to(host, path, wwid).map(drop)
 }

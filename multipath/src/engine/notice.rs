@@ -39,7 +39,7 @@ pub struct Notice {
     pub change: Change,
     /// Kernel name of the path's device; empty when the device is gone.
     pub device: String,
-    /// Address and port of its portal; empty when the device is gone, or has none.
+    /// Address and port of its portal, or the WWPN of its remote port; empty when the device is gone, or has neither.
     pub portal: String,
     /// Usable paths of the map now.
     pub usable: usize,

@@ -2,7 +2,8 @@
 //!
 //! A session whose owner gave it a long replacement timeout keeps the I/O of a lost path for that time; new I/O goes elsewhere, what is in flight does
 //! not come back. Deleting the device gives it back at once (measured: even with a timeout of 120 s). Only when another path of the map is usable,
-//! and only after [`HELD`]: a session of ours gives its I/O back by itself before. The path joins again when it is back ([`Change::LeftOut`]).
+//! and only after [`HELD`]: a session of ours gives its I/O back by itself before. So does a Fibre Channel port after its `fast_io_fail_tmo`, which is
+//! waited for first. The path joins again when it is back ([`Change::LeftOut`]).
 
 use std::time::Duration;
 
@@ -24,7 +25,8 @@ impl Engine {
     pub(super) fn free_stuck(&self, map: &Map, path: &PathView, memory: &Shared) {
         let now = Instant::now();
         let since = *memory.get().blocked.entry(path.devno).or_insert(now);
-        if now < since + HELD {
+        let by_itself = path.remote_port.and_then(|port| port.fast_io_fail(&self.host));
+        if now < since + by_itself.unwrap_or_default() + HELD {
             return;
         }
         let Some(busy) = memory.claim(path.devno) else {

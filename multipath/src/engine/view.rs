@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::{
-    Host, Wwid,
+    Host, RemotePort, Wwid,
     host::{DevNo, DmError, DmInfo},
     iscsi_session,
     scsi_device::Place,
@@ -75,10 +75,13 @@ pub struct PathView {
     pub fail_count: u32,
     /// SCSI device state; `gone` when the disk is gone.
     pub device_state: String,
-    /// iSCSI: address and port of the portal; otherwise empty.
+    /// Where it leads: iSCSI: address and port of the portal; Fibre Channel: name (WWPN) of the remote port; otherwise empty.
     pub portal: String,
     /// iSCSI: number of the session that the disk came by.
     pub session: Option<u32>,
+    /// Fibre Channel: the remote port that the disk came by.
+    #[serde(serialize_with = "as_text_or_none")]
+    pub remote_port: Option<RemotePort>,
     /// Read requests completed since the disk appeared.
     pub reads: u64,
     /// Write requests completed since the disk appeared.
@@ -129,6 +132,16 @@ fn as_text<T: std::fmt::Display, S: serde::Serializer>(value: &T, serializer: S)
     serializer.collect_str(value)
 }
 
+fn as_text_or_none<T: std::fmt::Display, S: serde::Serializer>(
+    value: &Option<T>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => serializer.collect_str(value),
+        None => serializer.serialize_none(),
+    }
+}
+
 /// All maps of ours, by name. Blocking.
 ///
 /// # Errors
@@ -139,7 +152,7 @@ pub fn maps(host: &Host) -> Result<Vec<Map>, DmError> {
 
 /// The maps of ours that are wanted, by name.
 pub(super) fn those(host: &Host, wanted: impl Fn(&DmInfo) -> bool) -> Result<Vec<Map>, DmError> {
-    let (mut maps, mut portals) = (Vec::new(), Portals::new());
+    let (mut maps, mut portals) = (Vec::new(), Portals::default());
     for info in host.dm.list()?.into_iter().filter(wanted) {
         maps.extend(map(host, info, &mut portals)?);
     }
@@ -149,7 +162,7 @@ pub(super) fn those(host: &Host, wanted: impl Fn(&DmInfo) -> bool) -> Result<Vec
 
 /// The maps of ours with these names, without a look at any other device.
 pub(super) fn named(host: &Host, names: &[String]) -> Result<Vec<Map>, DmError> {
-    let (mut maps, mut portals) = (Vec::new(), Portals::new());
+    let (mut maps, mut portals) = (Vec::new(), Portals::default());
     for name in names {
         if let Some(info) = host.dm.info(name)? {
             maps.extend(map(host, info, &mut portals)?);
@@ -158,8 +171,30 @@ pub(super) fn named(host: &Host, names: &[String]) -> Result<Vec<Map>, DmError> 
     Ok(maps)
 }
 
-/// The portal of each session that a look has met: many maps share a few sessions.
-type Portals = BTreeMap<u32, String>;
+/// The portal of each session and the name of each remote port that a look has met: many maps share a few of them.
+#[derive(Default)]
+struct Portals {
+    of_sessions: BTreeMap<u32, String>,
+    of_remote_ports: BTreeMap<RemotePort, String>,
+}
+
+impl Portals {
+    /// Where a disk leads that came so.
+    fn of(&mut self, host: &Host, session: Option<u32>, remote_port: Option<RemotePort>) -> String {
+        let known = match (session, remote_port) {
+            (Some(session), _) => {
+                let portal = || iscsi_session::portal(host, session).unwrap_or_default();
+                self.of_sessions.entry(session).or_insert_with(portal)
+            }
+            (None, Some(port)) => {
+                let name = || port.port_name(host).unwrap_or_default();
+                self.of_remote_ports.entry(port).or_insert_with(name)
+            }
+            (None, None) => return String::new(),
+        };
+        known.clone()
+    }
+}
 
 /// The map that `info` names; `None` when it is not ours, or gone meanwhile.
 fn map(host: &Host, info: DmInfo, portals: &mut Portals) -> Result<Option<Map>, DmError> {
@@ -221,15 +256,14 @@ fn map(host: &Host, info: DmInfo, portals: &mut Portals) -> Result<Option<Map>, 
 fn path(host: &Host, status: &PathStatus, portals: &mut Portals) -> PathView {
     let place = Place::of(host, status.devno);
     let found = place.and_then(|place| Some((place.state(host)?, place)));
-    let (device_state, name, hctl, session) = found.map_or_else(
-        || ("gone".to_owned(), String::new(), String::new(), None),
-        |(state, place)| (state, place.name, place.hctl.to_string(), place.session),
+    let (device_state, place) = found.map_or_else(
+        || ("gone".to_owned(), None),
+        |(state, place)| (state, Some(place)),
     );
+    let session = place.as_ref().and_then(|place| place.session);
+    let remote_port = place.as_ref().and_then(|place| place.remote_port);
+    let (name, hctl) = place.map_or_else(Default::default, |place| (place.name, place.hctl.to_string()));
     let (reads, writes) = completed(host, &name);
-    let portal = session.map(|session| {
-        let portal = || iscsi_session::portal(host, session).unwrap_or_default();
-        portals.entry(session).or_insert_with(portal).clone()
-    });
     PathView {
         devno: status.devno,
         name,
@@ -237,8 +271,9 @@ fn path(host: &Host, status: &PathStatus, portals: &mut Portals) -> PathView {
         active: status.active,
         fail_count: status.fail_count,
         device_state,
-        portal: portal.unwrap_or_default(),
+        portal: portals.of(host, session, remote_port),
         session,
+        remote_port,
         reads,
         writes,
     }

@@ -13,13 +13,14 @@ use anyhow::{Result, ensure};
 
 use super::{
     cluster::{Cluster, Form, Victim},
+    leftovers::Before,
     main_job::carried,
     volume::Volume,
 };
 use crate::{
     guest::Guest,
     report::Report,
-    roles::{array, inspect, writer::Writer},
+    roles::{inspect, writer::Writer},
 };
 
 /// The node with the writer.
@@ -30,15 +31,12 @@ const BACK: Duration = Duration::from_secs(30);
 
 /// Runs both halves; the first step of a half that fails ends that half.
 pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
-    let before = snapshots(cluster).await?;
+    let before = Before::look(cluster).await?;
     let (first, second) = tokio::join!(written(report, cluster), portals::run(report, cluster));
     let outcome = first.and(second);
     report
         .step("nothing is left on both nodes and on the array", async {
-            for (before, after) in before.iter().zip(&snapshots(cluster).await?) {
-                inspect::same("a guest", before, after)?;
-            }
-            Ok(())
+            before.nothing_left(cluster).await
         })
         .await?;
     outcome
@@ -96,12 +94,4 @@ impl Bed<'_> {
     async fn next_plugin(&self) -> Result<()> {
         self.cluster.start_again(Victim::Plugin).await.map(drop)
     }
-}
-
-async fn snapshots(cluster: &Cluster) -> Result<[Vec<String>; 3]> {
-    Ok([
-        inspect::snapshot(cluster.guest(0)).await?,
-        inspect::snapshot(cluster.guest(1)).await?,
-        array::snapshot(cluster.lab.array()).await?,
-    ])
 }

@@ -99,8 +99,8 @@ async fn steps(report: &Report, cluster: &Cluster, before: &[Vec<String>; 2]) ->
             unstage_one(cluster, guest, [&one, &two], &volume, &writers),
         )
         .await?;
-    report.note(format!(
-        "longest writes {} and {}",
+    report.say(format!(
+        "      longest writes {} and {}",
         seconds(stall[0]),
         seconds(stall[1])
     ));
@@ -206,7 +206,8 @@ async fn both_stage(cluster: &Cluster, guest: &Guest, nodes: [&Instance; 2], vol
         nodes[0].bring_up(cluster, guest, volume),
         nodes[1].bring_up(cluster, guest, volume)
     );
-    (one?, two?);
+    one?;
+    two?;
     let mut disks = Vec::new();
     for node in nodes {
         // The second path may come a moment later.

@@ -4,7 +4,9 @@ use std::fmt::Write;
 
 use serde::Serialize;
 use storagelink_multipath::{
-    Hctl, Host, Map, PathView, ScsiDisk, scsi_device,
+    Hctl, Host, Map, PathView, ScsiDisk,
+    fc_remote_port::is_port_name,
+    scsi_device,
     told::{Disk, PathHistory, Volume},
 };
 
@@ -93,12 +95,12 @@ pub(crate) fn text(found: &Found<'_>, now: u64) -> String {
         let _ = writeln!(text, "  without multipathing: one path, no device-mapper map");
         let _ = writeln!(
             text,
-            "    path {}  {}  {}  {}  portal {}",
+            "    path {}  {}  {}  {}  {}",
             disk.device,
             disk.hctl,
             disk.devno,
             state,
-            or_dash(&disk.portal)
+            leads_to(&or_dash(&disk.portal))
         );
         let _ = writeln!(
             text,
@@ -177,6 +179,12 @@ fn of_map(text: &mut String, map: &Map, told: Option<&Volume>, now: u64) {
     }
 }
 
+/// What a path leads to, by its kind.
+fn leads_to(portal: &str) -> String {
+    let name = portal.split(' ').next().unwrap_or_default();
+    format!("{} {portal}", if is_port_name(name) { "WWPN" } else { "portal" })
+}
+
 fn of_path(text: &mut String, path: &PathView, known: Option<&PathHistory>, now: u64) {
     let or_known = |now: &String, known: Option<&String>| match (now.is_empty(), known) {
         (true, Some(known)) if !known.is_empty() => format!("{known} (gone)"),
@@ -184,11 +192,11 @@ fn of_path(text: &mut String, path: &PathView, known: Option<&PathHistory>, now:
     };
     let _ = writeln!(
         text,
-        "    path {}  {}  {}  portal {}",
+        "    path {}  {}  {}  {}",
         or_known(&path.name, known.map(|k| &k.device)),
         or_dash(&path.hctl),
         path.devno,
-        or_known(&path.portal, known.map(|k| &k.portal)),
+        leads_to(&or_known(&path.portal, known.map(|k| &k.portal))),
     );
     let word = |usable: bool| if usable { "usable" } else { "lost" };
     let _ = writeln!(
@@ -294,6 +302,26 @@ mod tests {
         );
         // A file about a map that is gone says nothing.
         assert!(find(&host(), &[], &told, "v").is_err());
+    }
+
+    #[test]
+    fn a_fibre_channel_path_shows_the_name_of_its_port_also_when_it_is_gone() {
+        let (mut map, mut told) = (map(), told());
+        let portals = ["0x2000020000000002", ""];
+        for (path, portal) in map.groups[0].paths.iter_mut().zip(portals) {
+            portal.clone_into(&mut path.portal);
+        }
+        if let Some(map) = &mut told.map {
+            map.paths[1].portal = "0x2000020000000012".to_owned();
+        }
+        let (maps, told) = ([map], [told]);
+        let all = text(&find(&host(), &maps, &told, "v").expect("found"), NOW);
+        assert!(
+            all.contains("    path sda  2:0:0:1  8:0  WWPN 0x2000020000000002\n"),
+            "{all}"
+        );
+        assert!(all.contains("  8:16  WWPN 0x2000020000000012 (gone)\n"), "{all}");
+        assert!(!all.contains("  portal "), "{all}");
     }
 
     #[test]

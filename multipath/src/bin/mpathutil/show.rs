@@ -194,6 +194,7 @@ pub(crate) mod tests {
             device_state: if active { "running" } else { "transport-offline" }.to_owned(),
             portal: format!("198.18.{}.1:3260", minor / 16),
             session: Some(1 + minor / 16),
+            remote_port: None,
             reads: 10,
             writes: 200,
         };

@@ -8,6 +8,7 @@
 mod dm;
 mod faults;
 mod network;
+mod remote_port;
 mod rules;
 mod scsi;
 mod sleep;
@@ -49,6 +50,8 @@ struct Session {
     unplugged: bool,
     /// The target port group of its portal; without one the array knows of no access states.
     port_group: Option<PortGroup>,
+    /// It is no session but a Fibre Channel port, whose name is the target's.
+    remote_port: Option<remote_port::Timers>,
 }
 
 /// A target port group of a simulated array, with both kinds of access.
@@ -311,6 +314,7 @@ impl SimKernel {
             silent: false,
             unplugged: false,
             port_group: None,
+            remote_port: None,
         };
         state.sessions.insert(id, session);
         id

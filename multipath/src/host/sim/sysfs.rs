@@ -8,27 +8,33 @@ use crate::{
     host::{DevNo, Sysfs},
 };
 
-fn missing() -> io::Error {
+pub(super) fn missing() -> io::Error {
     io::ErrorKind::NotFound.into()
 }
 
-fn refused() -> io::Error {
+pub(super) fn refused() -> io::Error {
     io::Error::from_raw_os_error(nix::libc::EINVAL)
 }
 
 impl State {
     fn session_link(&self, name: &str) -> Option<String> {
         let id: u32 = name.strip_prefix("session")?.parse().ok()?;
-        self.sessions.get(&id)?;
+        self.sessions
+            .get(&id)
+            .filter(|session| session.remote_port.is_none())?;
         Some(format!("devices/platform/host{id}/session{id}"))
     }
 
-    /// Real directory of a SCSI device: below its session, as with iscsi_tcp.
+    /// Real directory of a SCSI device: below its session, as with iscsi_tcp, or its remote port.
     fn device_link(&self, hctl: Hctl) -> Option<String> {
         self.disks.get(&hctl)?;
         let host = hctl.host;
+        let by = match self.sessions.get(&host)?.remote_port {
+            None => format!("session{host}"),
+            Some(_) => format!("rport-{host}:0-0"),
+        };
         Some(format!(
-            "devices/platform/host{host}/session{host}/target{host}:0:0/{hctl}"
+            "devices/platform/host{host}/{by}/target{host}:0:0/{hctl}"
         ))
     }
 
@@ -54,6 +60,7 @@ impl State {
             ["class", "scsi_device", hctl, "device", "state"] => {
                 Some(self.disks.get(&hctl.parse().ok()?)?.state.clone())
             }
+            ["class", "fc_remote_ports", port, attribute] => self.read_port(port, attribute),
             ["class", "iscsi_session", session, attribute] => {
                 let session = self
                     .sessions
@@ -119,14 +126,19 @@ impl State {
         let parts: Vec<&str> = path.split('/').collect();
         match parts[..] {
             ["class", "iscsi_session"] => {
-                Some(self.sessions.keys().map(|id| format!("session{id}")).collect())
+                let iscsi = self
+                    .sessions
+                    .iter()
+                    .filter(|(_, session)| session.remote_port.is_none());
+                Some(iscsi.map(|(id, _)| format!("session{id}")).collect())
             }
-            ["class", "iscsi_connection"] => Some(
-                self.sessions
-                    .keys()
-                    .map(|id| format!("connection{id}:0"))
-                    .collect(),
-            ),
+            ["class", "iscsi_connection"] => {
+                let iscsi = self
+                    .sessions
+                    .iter()
+                    .filter(|(_, session)| session.remote_port.is_none());
+                Some(iscsi.map(|(id, _)| format!("connection{id}:0")).collect())
+            }
             ["class", "scsi_host"] => Some(self.sessions.keys().map(|id| format!("host{id}")).collect()),
             ["class", "scsi_device"] => Some(self.disks.keys().map(ToString::to_string).collect()),
             ["class", "scsi_device", hctl, "device"] => self
@@ -240,6 +252,7 @@ impl State {
                 }
                 Ok(())
             }
+            ["class", "fc_remote_ports", port, attribute] => self.write_port(port, attribute, value),
             ["class", "iscsi_session", session, "recovery_tmo"] => {
                 let id = session
                     .strip_prefix("session")
