@@ -42,6 +42,9 @@ use crate::{
 /// How often volumes are looked for that lack a path (its SCSI device was deleted, whoever did it), and sessions that nobody uses. It reads the
 /// plugin's own records, the maps and sysfs.
 const SWEEP: Duration = Duration::from_secs(30);
+/// udev looks for changed rules when an event comes, but once in 3 s only (systemd, src/udev/udevd.c): events until then may be handled by those
+/// of before.
+const RULES_ARE_SEEN: Duration = Duration::from_secs(4);
 /// Time for modprobe: it reads files and runs a module's own start.
 const MODPROBE: Duration = Duration::from_secs(30);
 
@@ -344,16 +347,26 @@ impl Node {
             return Vec::new();
         };
         if self.0.host_config.wanted() {
-            for map in self.0.engine.maps().await.unwrap_or_default() {
-                self.0.mark(map.wwid.as_str()).await;
-                for path in map.paths().filter(|path| !path.name.is_empty()) {
-                    let (sysfs, uevent) = (self.0.host.sysfs.clone(), format!("block/{}/uevent", path.name));
-                    drop(worker::run("uevent", MODPROBE, move || sysfs.write(&uevent, "change")).await);
-                }
-            }
+            self.announce_paths().await;
+            let node = self.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(RULES_ARE_SEEN).await;
+                node.announce_paths().await;
+            });
         }
         let texts = errors.iter().map(|error| chain(error));
         texts.inspect(|text| tracing::warn!("{text}")).collect()
+    }
+
+    /// Marks the volumes that are here, and has udev look at their disks again.
+    async fn announce_paths(&self) {
+        for map in self.0.engine.maps().await.unwrap_or_default() {
+            self.0.mark(map.wwid.as_str()).await;
+            for path in map.paths().filter(|path| !path.name.is_empty()) {
+                let (sysfs, uevent) = (self.0.host.sysfs.clone(), format!("block/{}/uevent", path.name));
+                drop(worker::run("uevent", MODPROBE, move || sysfs.write(&uevent, "change")).await);
+            }
+        }
     }
 
     /// Goes on from what a predecessor left, or somebody took: brings up paths that are missing, ends sessions that nobody uses.

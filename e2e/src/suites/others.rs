@@ -97,7 +97,12 @@ async fn steps(report: &Report, cluster: &mut Cluster) -> Result<()> {
                 );
                 cluster.stage(&volume, NODE, &context).await?;
                 cluster.publish(&volume, NODE, &context).await?;
-                hidden(cluster, &volume).await
+                // udev may see new rules only after seconds; the plugin then has it look again.
+                wait::until("udev hides the paths", LIMIT, async || {
+                    hidden(cluster, &volume).await.map(|()| true)
+                })
+                .await
+                .map(drop)
             },
         )
         .await?;
