@@ -23,6 +23,7 @@ pub mod check;
 pub mod cpio;
 pub mod demo;
 pub mod figures;
+mod gateway_configuration;
 pub mod guest;
 pub mod isolate;
 pub mod kind;

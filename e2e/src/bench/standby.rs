@@ -13,7 +13,7 @@ use super::{
 use crate::{
     net::Fabric,
     roles::{
-        inspect,
+        inspect, node,
         port_groups::{self, FIRST, PortGroups, SECOND, State},
         writer::Writer,
     },
@@ -21,8 +21,6 @@ use crate::{
     wait,
 };
 
-/// The node's initiator name in this lab.
-const INITIATOR: &str = "iqn.2026-11.com.example:node1";
 /// How long only one path must have carried before it counts as the one that is used.
 const SETTLED: Duration = Duration::from_secs(1);
 
@@ -43,7 +41,7 @@ impl Standby {
             return Ok(None);
         }
         let target = cluster.lab.array();
-        let groups = PortGroups::make(target, context, INITIATOR).await?;
+        let groups = PortGroups::make(target, context, &node::initiator(cluster.guest(NODE))).await?;
         let mut context = context.clone();
         context.insert("portals".to_owned(), port_groups::context_portals(target));
         let standby = Self { groups, context };

@@ -35,13 +35,7 @@ pub async fn walk(settings: &Settings) -> Result<bool> {
             settings.kubeconfig().display()
         ));
     } else {
-        let removed = report
-            .step(
-                "everything is removed, nothing is left on the host",
-                remove(settings),
-            )
-            .await;
-        drop(removed);
+        remove_all(settings, &report).await;
     }
     Ok(report.close())
 }
@@ -65,7 +59,7 @@ async fn steps(settings: &Settings, report: &Report) -> Result<()> {
     report
         .step(
             "two networks are the fabrics; the container that is the array is healthy",
-            array(settings, &version),
+            docker::start_array(settings, &version),
         )
         .await?;
     report
@@ -89,10 +83,6 @@ async fn steps(settings: &Settings, report: &Report) -> Result<()> {
     Walk::new(settings, report).run().await
 }
 
-async fn array(settings: &Settings, version: &str) -> Result<()> {
-    docker::start_array(settings, version).await
-}
-
 /// Only the array, to try it alone: its networks, and the container until it is healthy.
 pub async fn array_alone(settings: &Settings) -> Result<bool> {
     let report = Report::default();
@@ -107,7 +97,10 @@ pub async fn array_alone(settings: &Settings) -> Result<bool> {
         .step("the images are there", docker::provide_images(settings, &version))
         .await?;
     report
-        .step("the array's container is healthy", array(settings, &version))
+        .step(
+            "the array's container is healthy",
+            docker::start_array(settings, &version),
+        )
         .await?;
     let portals = FABRICS.map(|fabric| fabric.portal).join(" and ");
     report.say(format!(
@@ -120,6 +113,12 @@ pub async fn array_alone(settings: &Settings) -> Result<bool> {
 pub async fn down(settings: &Settings) -> Result<bool> {
     let report = Report::default();
     let _lock = lock(settings)?;
+    remove_all(settings, &report).await;
+    Ok(report.close())
+}
+
+/// The last step; its failure is the report's.
+async fn remove_all(settings: &Settings, report: &Report) {
     let removed = report
         .step(
             "everything is removed, nothing is left on the host",
@@ -127,7 +126,6 @@ pub async fn down(settings: &Settings) -> Result<bool> {
         )
         .await;
     drop(removed);
-    Ok(report.close())
 }
 
 /// In the order in which nothing waits for what is gone already: volumes are unstaged while there are nodes, what nodes left is removed

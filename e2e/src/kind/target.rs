@@ -22,7 +22,7 @@ use super::{
     settings::{AGGREGATE, GATEWAY_PORT, SYSTEM, TARGET, USER},
     tool::{self, SHORT},
 };
-use crate::{programs, wait};
+use crate::{gateway_configuration::GatewayConfiguration, programs, wait};
 
 /// What outlives a crash of the container.
 const DATA: &str = "/var/lib/storagelink-target";
@@ -215,29 +215,17 @@ fn configure(portals: &[SocketAddrV4]) -> Result<()> {
 }
 
 fn configuration(portals: &[SocketAddrV4]) -> String {
-    let portals: Vec<String> = portals.iter().map(|portal| format!("\"{portal}\"")).collect();
-    format!(
-        r#"listen = "0.0.0.0:{GATEWAY_PORT}"
-state_dir = "{DATA}/state"
-
-[[user]]
-username = "{USER}"
-password_file = "{password}"
-
-[[system]]
-name = "{SYSTEM}"
-adapter = "lio"
-target = "{TARGET}"
-portals = [{portals}]
-
-[[system.aggregate]]
-name = "{AGGREGATE}"
-kind = "reflink"
-path = "{MOUNT}"
-"#,
-        password = password_file().display(),
-        portals = portals.join(", ")
-    )
+    GatewayConfiguration {
+        port: GATEWAY_PORT,
+        state: &format!("{DATA}/state"),
+        user: USER,
+        password_file: &password_file().to_string_lossy(),
+        system: SYSTEM,
+        target: TARGET,
+        aggregate: AGGREGATE,
+        path: MOUNT,
+    }
+    .text(portals)
 }
 
 /// Starts the gateway; what it says goes into the container's log.

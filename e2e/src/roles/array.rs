@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use crate::{guest::Guest, lab::Lab, net::Fabric, wait};
+use crate::{gateway_configuration::GatewayConfiguration, guest::Guest, lab::Lab, net::Fabric, wait};
 
 /// Where the aggregate's file system is mounted.
 pub const AGGREGATE: &str = "/srv/aggr0";
@@ -54,29 +54,17 @@ pub async fn start_gateway(lab: &Lab) -> Result<Array> {
     guest
         .write("/etc/storagelinkd/password", &password, 0o600)
         .await?;
-    let portals = [Fabric::A, Fabric::B]
-        .map(|fabric| format!("\"{}:3260\"", guest.address(fabric)))
-        .join(", ");
-    let configuration = format!(
-        r#"listen = "0.0.0.0:{PORT}"
-state_dir = "{STATE}"
-
-[[user]]
-username = "{USER}"
-password_file = "/etc/storagelinkd/password"
-
-[[system]]
-name = "{SYSTEM}"
-adapter = "lio"
-target = "{TARGET}"
-portals = [{portals}]
-
-[[system.aggregate]]
-name = "{AGGREGATE_NAME}"
-kind = "reflink"
-path = "{AGGREGATE}"
-"#
-    );
+    let configuration = GatewayConfiguration {
+        port: PORT,
+        state: STATE,
+        user: USER,
+        password_file: "/etc/storagelinkd/password",
+        system: SYSTEM,
+        target: TARGET,
+        aggregate: AGGREGATE_NAME,
+        path: AGGREGATE,
+    }
+    .text([Fabric::A, Fabric::B].map(|fabric| format!("{}:3260", guest.address(fabric))));
     guest
         .write("/etc/storagelinkd/storagelinkd.toml", configuration, 0o600)
         .await?;

@@ -20,9 +20,15 @@ pub const CONTROLLER_SOCKET: &str = "/run/storagelink/controller.sock";
 pub const STATE: &str = "/var/lib/storagelink-csi";
 const SOCKET_LIMIT: Duration = Duration::from_secs(20);
 
+/// The initiator's name of a node.
+#[must_use]
+pub fn initiator(guest: &Guest) -> String {
+    format!("iqn.2026-11.com.example:{}", guest.name())
+}
+
 /// What a node's operating system brings: an initiator name, iscsid, udev if wanted. Returns the initiator's name.
 pub async fn prepare(guest: &Guest, udev: bool) -> Result<String> {
-    let initiator = format!("iqn.2026-11.com.example:{}", guest.name());
+    let initiator = initiator(guest);
     guest
         .shell("rm -rf /etc/iscsi/nodes /etc/iscsi/send_targets /etc/iscsi/ifaces /var/lib/iscsi/*")
         .await?;

@@ -18,7 +18,7 @@ use crate::{
     net::Fabric,
     report::{Report, seconds},
     roles::{
-        inspect,
+        inspect, node,
         port_groups::{self, FIRST, PortGroups, SECOND, State},
         writer::Writer,
     },
@@ -28,7 +28,6 @@ use crate::{
 const GIB: i64 = 1 << 30;
 /// The node under test.
 const NODE: usize = 0;
-const INITIATOR: &str = "iqn.2026-11.com.example:node1";
 /// A changed state is told by a unit attention, or found within the cycle of 30 s; then it has to last 10 s.
 const FOLLOWED: Duration = Duration::from_secs(60);
 
@@ -38,7 +37,7 @@ pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     let before = Before::look(cluster).await?;
     let volume = cluster.create("alua", GIB, Form::Mount("ext4")).await?;
     let context = cluster.attach(&volume, NODE).await?;
-    let ports = PortGroups::make(cluster.lab.array(), &context, INITIATOR).await?;
+    let ports = PortGroups::make(cluster.lab.array(), &context, &node::initiator(guest)).await?;
     let outcome = steps(report, cluster, &volume, &context, &ports).await;
     report
         .step("the volume is deleted, nothing is left", async {

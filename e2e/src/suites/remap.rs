@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     report::{Report, seconds},
-    roles::array,
+    roles::{array, node},
     wait,
 };
 
@@ -102,7 +102,8 @@ fn lun_of(context: &std::collections::HashMap<String, String>) -> Result<String>
 /// Lets the node's LUN `number` lead to what the target has under `to`.
 async fn map(cluster: &Cluster, number: &str, to: &str) -> Result<()> {
     let group = format!("/sys/kernel/config/target/iscsi/{}/tpgt_1", array::TARGET);
-    let mapped = format!("{group}/acls/iqn.2026-11.com.example:node1/lun_{number}");
+    let initiator = node::initiator(cluster.guest(NODE));
+    let mapped = format!("{group}/acls/{initiator}/lun_{number}");
     let script = format!(
         "set -e; for l in $(find {mapped} -maxdepth 1 -type l); do rm $l; done; ln -s {group}/lun/lun_{to} {mapped}/storagelink"
     );

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     report::Report,
-    roles::{array, writer::Writer},
+    roles::{array, node, writer::Writer},
 };
 
 const SIZE: i64 = 256 << 20;
@@ -99,7 +99,7 @@ async fn targetcli(cluster: &Cluster, volume: &Volume) -> Result<()> {
         array::TARGET,
         &uuid,
         ":3260",
-        "iqn.2026-11.com.example:node1",
+        &node::initiator(cluster.guest(NODE)),
         "mapped_lun",
     ] {
         ensure!(listed.contains(wanted), "`{wanted}` is not in\n{listed}");

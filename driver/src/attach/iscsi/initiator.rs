@@ -25,7 +25,7 @@ use super::{
 use crate::{programs::Programs, publish_context::Portal};
 
 /// Time limit of a look at sysfs or at the state directory. Neither waits for a target.
-const LOOK: Duration = Duration::from_secs(5);
+pub(super) const LOOK: Duration = Duration::from_secs(5);
 
 /// Time for a connection of our own to a portal. SYNs are sent after 0 and 1 s (RFC 6298 2.1), so one may be lost.
 const CONNECT: Duration = Duration::from_millis(2500);

@@ -3,14 +3,14 @@
 //! It is made before the first login and removed when no session of ours is on record any more: the database is the host's, and a node that goes
 //! away for good leaves nothing in it. It must never touch another interface.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc};
 
 use storagelink_multipath::worker;
 
 use super::{
     error::PortalError,
-    initiator::Initiator,
-    iscsiadm::{Iscsiadm, LOCK_WAIT, exit},
+    initiator::{Initiator, LOOK},
+    iscsiadm::{DATABASE_TIMEOUT, Iscsiadm, LOCK_WAIT, exit},
     session,
 };
 use crate::{
@@ -18,11 +18,6 @@ use crate::{
     programs::{Finished, Invocation, Program, ProgramError},
     publish_context::Portal,
 };
-
-/// Time limit of a look at the database's files and at sysfs.
-const LOOK: Duration = Duration::from_secs(5);
-/// For the work itself of a call that only touches files.
-const LIMIT: Duration = Duration::from_secs(8);
 
 /// What one is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,8 +85,12 @@ impl Iscsiadm {
         let args = ["-m", "iface", "-I", name]
             .into_iter()
             .chain(rest.iter().copied());
-        self.run(Invocation::new(Program::Iscsiadm, args, LOCK_WAIT + LIMIT))
-            .await
+        self.run(Invocation::new(
+            Program::Iscsiadm,
+            args,
+            LOCK_WAIT + DATABASE_TIMEOUT,
+        ))
+        .await
     }
 }
 

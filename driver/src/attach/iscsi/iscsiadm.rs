@@ -108,7 +108,7 @@ pub(super) struct Iscsiadm {
 pub(super) const LOCK_WAIT: Duration = Duration::from_secs(45);
 
 /// For the work itself of a call that only touches files.
-const DATABASE_TIMEOUT: Duration = Duration::from_secs(8);
+pub(super) const DATABASE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// How often a call is repeated that found the database changing: iscsiadm walks all entries of a target and gives up
 /// when another one deletes one of them meanwhile.
