@@ -63,7 +63,7 @@ images: deps ## build the images with an own Docker engine; prints their sizes
 	cargo build --locked --release --bins -p storagelink-csi -p storagelinkd -p storagelink-multipath
 	@hack/build-images.sh $(STORAGELINK_CACHE) target/images
 
-e2e-kind-lab: deps images ## the walk of e2e-kind in a guest that is its Docker host, with nothing pulled
+e2e-kind-lab: deps images ## the walk of e2e-kind in a guest that is its Docker host, with nothing pulled; into docs/conformance.md
 	cargo build --locked --release --bins -p storagelink-e2e
 	@hack/install-kube.sh $(STORAGELINK_CACHE) kubernetes sidecars helm kubeadm kind
 	disk=$$(hack/build-kind-disk.sh $(STORAGELINK_CACHE) target/images) && $(subst debug,release,$(LAB)) kind "$$disk"

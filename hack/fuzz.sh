@@ -15,15 +15,19 @@ export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-co
 # With --target build scripts and macros are left as they are.
 cargo build --locked --release --manifest-path fuzz/Cargo.toml --target-dir target/fuzz --target "$host"
 [ $# -gt 0 ] || set -- $(basename -s .rs fuzz/fuzz_targets/*.rs)
-for target; do
-    work=target/fuzz/$target
+one() {
+    local target=$1 work=target/fuzz/$1
     mkdir -p "$work/corpus"
     if ! "target/fuzz/$host/release/$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 \
         -artifact_prefix="$work/" "$work/corpus" "fuzz/corpus/$target" >"$work/log" 2>&1; then
         tail -n 40 "$work/log"
         echo "fuzz $target: failed; the input is in $work" >&2
-        exit 1
+        return 1
     fi
     awk -v target="$target" '/number_of_executed_units/ { runs = $2 } /cov: / { for (i = 1; i < NF; i++) if ($i == "cov:") edges = $(i + 1) }
         END { if (!runs || edges < 10) { print "fuzz " target ": no coverage"; exit 1 } printf "fuzz %-16s %9d inputs, %4d edges\n", target, runs, edges }' "$work/log"
-done
+}
+export -f one
+export host seconds
+# One target for each processor at a time; one that fails makes xargs fail when the others are through.
+printf '%s\n' "$@" | xargs -n 1 -P "$(nproc)" bash -euo pipefail -c 'one "$0"'

@@ -1,8 +1,12 @@
-//! What a bench writes down: median and worst of its rounds, and its own part of `docs/benchmarks.md`.
+//! What a command writes down for the docs: median and worst of its rounds, and its own part of a file.
 //!
 //! Only writes between the two lines of the part that it is told; asserts nothing about a time.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 
@@ -79,25 +83,68 @@ pub async fn circumstances(artifacts: &Artifacts) -> Result<String> {
     ))
 }
 
-/// Puts `part` between the lines of `command` in `docs/benchmarks.md` of the checkout that this program was built from.
-pub fn write(command: &str, part: &str) -> Result<()> {
-    let checkout = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .context("the checkout")?;
-    let file = checkout.join("docs/benchmarks.md");
-    let old = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
-    let new = replaced(&old, command, part)
-        .with_context(|| format!("{} has no part of `{command}`", file.display()))?;
-    fs::write(&file, new).with_context(|| format!("write {}", file.display()))
+/// What a command owns of a file in `docs/` of the checkout that this program was built from: all between its two lines
+/// `<!-- <command>: begin -->` and `<!-- <command>: end -->`.
+#[derive(Debug)]
+pub struct Part<'a> {
+    /// The file's name.
+    pub file: &'static str,
+    /// The command that writes it, as a user types it.
+    pub command: &'a str,
+}
+
+impl<'a> Part<'a> {
+    /// The part of a bench.
+    #[must_use]
+    pub fn of_bench(command: &'a str) -> Self {
+        Self {
+            file: "benchmarks.md",
+            command,
+        }
+    }
+
+    /// What is there.
+    pub fn read(&self) -> Result<String> {
+        let text = self.file()?;
+        let (_, part, _) = split(&text, self.command).with_context(|| self.missing())?;
+        Ok(part.to_owned())
+    }
+
+    /// Puts another text there.
+    pub fn write(&self, part: &str) -> Result<()> {
+        let new = replaced(&self.file()?, self.command, part).with_context(|| self.missing())?;
+        fs::write(self.path(), new).with_context(|| format!("write docs/{}", self.file))
+    }
+
+    fn path(&self) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../docs")
+            .join(self.file)
+    }
+
+    fn file(&self) -> Result<String> {
+        fs::read_to_string(self.path()).with_context(|| format!("read docs/{}", self.file))
+    }
+
+    fn missing(&self) -> String {
+        format!("docs/{} has no part of `{}`", self.file, self.command)
+    }
+}
+
+/// What is before the part of `command`, the part, and what is behind it; `None` where `text` has none.
+fn split<'a>(text: &'a str, command: &str) -> Option<(&'a str, &'a str, &'a str)> {
+    let (before, rest) = text.split_once(&format!("<!-- {command}: begin -->\n"))?;
+    let (part, after) = rest.split_once(&format!("<!-- {command}: end -->"))?;
+    Some((before, part, after))
 }
 
 /// `text` with another part of `command`; `None` where it has none.
 fn replaced(text: &str, command: &str, part: &str) -> Option<String> {
-    let begin = format!("<!-- {command}: begin -->");
-    let end = format!("<!-- {command}: end -->");
-    let (before, rest) = text.split_once(&begin)?;
-    let (_, after) = rest.split_once(&end)?;
-    Some(format!("{before}{begin}\n{}\n{end}{after}", part.trim_end()))
+    let (before, _, after) = split(text, command)?;
+    Some(format!(
+        "{before}<!-- {command}: begin -->\n{}\n<!-- {command}: end -->{after}",
+        part.trim_end()
+    ))
 }
 
 #[cfg(test)]

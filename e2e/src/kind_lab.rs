@@ -1,7 +1,8 @@
 //! `lab kind`: the walk of `make e2e-kind` in one guest that is the Linux host of it, with Docker, kind and a node image that were all
 //! made on this machine.
 //!
-//! Knows nothing of what the walk does: it boots, starts what such a host has running, and hands over the walk's lines as they come.
+//! Knows nothing of what the walk does: it boots, starts what such a host has running, and hands over the walk's lines as they come; those
+//! of a walk that passed go into `docs/conformance.md`.
 
 use std::{
     fs,
@@ -14,6 +15,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::{
     agent::MACHINE,
     artifacts::{self, Artifacts},
+    figures::{self, Part},
     guest::Guest,
     kube::binaries::Binaries,
     lab::{Lab, LabSpec, Places},
@@ -50,10 +52,16 @@ const WALK: &str = "e2e-kind";
 /// Where the walk leaves what it collects of a failure, in the guest.
 const FAILURES: &str = "/var/lib/docker/e2e-kind";
 const CONFIGURATION: &str = "/etc/lab/kind.yaml";
+/// Where the lines of a walk that passed go.
+const RESULT: Part<'static> = Part {
+    file: "conformance.md",
+    command: "make e2e-kind-lab",
+};
 
 /// Boots the guest with the engine's disk and runs the walk in it, or another `command` in the walk's place. True when it passed.
 pub async fn run(disk: &Path, command: &[String], artifacts: &Artifacts, places: &Places) -> Result<bool> {
     let start = Instant::now();
+    let circumstances = figures::circumstances(artifacts).await?;
     let report = Report::default();
     let binaries = Binaries::find(&artifacts::cache_directory())?;
     let checkout = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -76,15 +84,27 @@ pub async fn run(disk: &Path, command: &[String], artifacts: &Artifacts, places:
         .await?;
     let host = lab.node(0);
     let walk_itself = [lab.program(WALK), "walk".to_owned()];
-    let command = if command.is_empty() { &walk_itself } else { command };
+    let argv = if command.is_empty() { &walk_itself } else { command };
     let outcome = async {
         report.step("start Docker's engine", engine(host)).await?;
         report
-            .step("walk", walk(host, command, &binaries, checkout, &report))
+            .step("walk", walk(host, argv, &binaries, checkout, &report))
             .await
     }
     .await;
     let passed = outcome.is_ok();
+    if passed && command.is_empty() {
+        let versions = format!(
+            "kind v{}, Kubernetes v{}",
+            binaries.version("KIND"),
+            binaries.version("KUBERNETES")
+        );
+        RESULT.write(&format!(
+            "{circumstances} {versions}. Passed after {}:\n\n```\n{}\n```",
+            seconds(start.elapsed()),
+            host.log(WALK)?.trim_end()
+        ))?;
+    }
     if !passed {
         let step = report.step("fetch what the walk left", fetch(host));
         drop(step.await);

@@ -38,7 +38,16 @@ impl MountPoint {
     /// True when a write through this mount is refused: by the mount itself or by its file system.
     #[must_use]
     pub fn read_only(&self) -> bool {
-        has(&self.options, "ro") || has(&self.super_options, "ro")
+        has(&self.options, "ro") || self.stopped()
+    }
+
+    /// True when the kernel stopped writing to the file system after an error: the mount may be written, its file system not. XFS says
+    /// nothing here when it shuts down; its I/O fails.
+    #[must_use]
+    pub fn stopped(&self) -> bool {
+        // ext4 has words of its own for it since Linux 6.15 (fs/ext4/super.c, `_ext4_show_options`).
+        let stopped = ["ro", "emergency_ro", "shutdown"];
+        !has(&self.options, "ro") && stopped.iter().any(|option| has(&self.super_options, option))
     }
 }
 
@@ -172,6 +181,21 @@ mod tests {
         assert_eq!(top(&mounts, Path::new("/var/lib")), None);
         assert_eq!(mounts[4].source, Path::new(""));
         assert_eq!(mounts[4].root, Path::new("/dm-7"));
+    }
+
+    #[test]
+    fn a_file_system_that_stopped_is_told_from_a_mount_that_is_read_only() {
+        let of = |options: &str, super_options: &str| {
+            let line = format!("22 1 253:0 / /data {options} - ext4 /dev/dm-0 {super_options}\n");
+            let mounts = parse(line.as_bytes()).expect("parses");
+            (mounts[0].stopped(), mounts[0].read_only())
+        };
+        assert_eq!(of("rw,noatime", "rw,errors=remount-ro"), (false, false));
+        assert_eq!(of("rw", "ro,errors=remount-ro"), (true, true));
+        assert_eq!(of("rw", "rw,emergency_ro"), (true, true));
+        assert_eq!(of("rw", "rw,shutdown"), (true, true));
+        assert_eq!(of("ro", "rw"), (false, true));
+        assert_eq!(of("ro", "ro"), (false, true));
     }
 
     #[test]

@@ -16,7 +16,10 @@ use kube::{
     api::ListParams,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
-use storagelink_multipath::engine::{Change, Notice};
+use storagelink_multipath::{
+    engine::{Change, Notice},
+    fc_remote_port::is_port_name,
+};
 use tokio::{sync::broadcast, time::Instant};
 use uuid::Uuid;
 
@@ -299,6 +302,7 @@ fn latest(notices: &[Notice]) -> impl Iterator<Item = &Notice> {
 fn portal_text(portal: &str) -> String {
     match portal {
         "" => "a portal that is not known any more".to_owned(),
+        port if is_port_name(port) => format!("remote port {port}"),
         portal => format!("portal {portal}"),
     }
 }
@@ -461,6 +465,10 @@ mod tests {
         assert_eq!(
             note,
             "node n1: the path over portal 192.0.2.1:3260 carries I/O again: 2 of 2 paths"
+        );
+        assert_eq!(
+            of_node("0x2000020000000002", true, 1),
+            "paths over remote port 0x2000020000000002 are lost: 1 volume"
         );
     }
 }

@@ -140,7 +140,7 @@ impl Inner {
             }
             Held::Single(single) => of_single(single),
         };
-        let remounted = !here.block && !held.read_only() && has(&here.mount.super_options, "ro");
+        let remounted = !here.block && !held.read_only() && here.mount.stopped();
         let (abnormal, message) = match paths {
             // Without a path nothing else matters.
             paths if !held.is_usable() => paths,
@@ -213,8 +213,4 @@ fn label(path: &PathView) -> String {
         format!(" through {}", path.portal)
     };
     format!("{} at {}{through} ({})", path.name, path.hctl, path.device_state)
-}
-
-fn has(options: &str, option: &str) -> bool {
-    options.split(',').any(|o| o == option)
 }

@@ -59,7 +59,7 @@ impl Told {
 
 /// What was told before, so that nothing is told twice.
 #[derive(Default)]
-struct Before {
+pub(super) struct Before {
     written: BTreeMap<String, Volume>,
     pending: BTreeSet<String>,
     stopped: BTreeSet<String>,
@@ -117,7 +117,7 @@ impl Node {
 
 impl Inner {
     /// One look at everything, and what is new of it.
-    async fn tell(&self, before: &mut Before) {
+    pub(super) async fn tell(&self, before: &mut Before) {
         let entries = match self.journal.list().await {
             Ok(entries) => entries,
             Err(error) => {
@@ -305,12 +305,9 @@ impl Inner {
     }
 }
 
-/// A file system of a kind that we mount, writable as a mount, and read-only by itself.
+/// A file system of a kind that we mount, which the kernel does not write to any more.
 fn went_read_only(mount: &MountPoint) -> bool {
-    let has = |options: &str| options.split(',').any(|option| option == "ro");
-    FsType::ALL.iter().any(|fs| fs.name() == mount.fs_type)
-        && has(&mount.super_options)
-        && !has(&mount.options)
+    FsType::ALL.iter().any(|fs| fs.name() == mount.fs_type) && mount.stopped()
 }
 
 /// A volume without multipathing, its disk, and what the time of its session was.

@@ -81,6 +81,8 @@ pub(super) struct Subject<'a> {
     pub(super) device: String,
     /// The LUN's port groups, while it has two.
     pub(super) standby: Option<&'a Standby>,
+    /// What to stage anew before each round; none where multipathd has it.
+    volume: Option<(&'a Volume, &'a Context)>,
 }
 
 /// Measures; the part of the file.
@@ -122,6 +124,7 @@ async fn ours(
             map: volume.map(),
             device: volume.data(),
             standby: standby.as_ref(),
+            volume: Some((volume, context)),
         };
         faults.extend(subject.figures(report, &pass, amount.rounds).await?);
         cluster.unpublish(volume, NODE).await?;
@@ -161,6 +164,7 @@ async fn theirs(
             map: lun.map.clone(),
             device: lun.device(),
             standby: standby.as_ref(),
+            volume: None,
         };
         faults.extend(subject.figures(report, &pass, amount.rounds).await?);
         multipathd::detach(guest, &lun).await?;
@@ -185,6 +189,7 @@ impl Subject<'_> {
                 let title = format!("{}, {}, round {number}", self.manager, fault.title());
                 let name = format!("{}-{short}-{number}", self.manager.replace(", ", "-"));
                 let round = async {
+                    self.renew().await?;
                     match self.standby {
                         None => self.round(fault, &name).await,
                         Some(standby) => standby.round(self, &name).await,
@@ -205,6 +210,18 @@ impl Subject<'_> {
             all.push((fault, figures));
         }
         Ok(all)
+    }
+
+    /// Stages the volume anew. Its paths would be lost every 20 s otherwise, and one that is lost so often is held down for longer each time.
+    async fn renew(&self) -> Result<()> {
+        let Some((volume, context)) = self.volume else {
+            return Ok(());
+        };
+        self.cluster.unpublish(volume, NODE).await?;
+        self.cluster.unstage(volume, NODE).await?;
+        self.cluster.stage(volume, NODE, context).await?;
+        self.cluster.publish(volume, NODE, context).await?;
+        Ok(())
     }
 
     /// One fault under a writer, from two used paths to two used paths.
@@ -332,7 +349,8 @@ fn passes(amount: &Amount) -> Vec<Vec<Fault>> {
 
 fn part(columns: &[Column], faults: &[Fault], rounds: u32) -> String {
     let mut text = format!(
-        "{rounds} rounds of each, median / worst. Four jobs of `lab-writer`, O_DIRECT, a write of each every {} ms at most.\n",
+        "{rounds} rounds of each, median / worst, the plugin's each on a volume staged anew: a path that is lost every 20 s is held down. \
+         Four jobs of `lab-writer`, O_DIRECT, a write of each every {} ms at most.\n",
         PACE.as_millis()
     );
     let tables: [(&str, Of); 3] = [

@@ -15,7 +15,7 @@ pub use fault::Fault;
 
 use crate::{
     artifacts::Artifacts,
-    figures,
+    figures::{Part, circumstances},
     lab::{Lab, LabSpec, Places},
     report::Report,
     roles::multipathd,
@@ -54,7 +54,7 @@ pub struct Amount {
 pub async fn run(bench: Bench, amount: &Amount, artifacts: &Artifacts, places: &Places) -> Result<bool> {
     let report = Report::verbose();
     // Before the guests make it.
-    let circumstances = figures::circumstances(artifacts).await?;
+    let circumstances = circumstances(artifacts).await?;
     let mut spec = LabSpec::new(&format!("bench-{}", bench.name()), 1);
     spec.node_memory_mib = 2048;
     let outcome = if bench == Bench::Scale {
@@ -99,7 +99,7 @@ pub async fn run(bench: Bench, amount: &Amount, artifacts: &Artifacts, places: &
     if let Ok(part) = outcome {
         let part = format!("{circumstances}\n\n{part}");
         report.note_lines(&part);
-        figures::write(&format!("make bench-{}", bench.name()), &part)?;
+        Part::of_bench(&format!("make bench-{}", bench.name())).write(&part)?;
     }
     Ok(report.close())
 }

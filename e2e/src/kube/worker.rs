@@ -153,6 +153,8 @@ fn kubelet_configuration() -> String {
         "nodeStatusUpdateFrequency": "5s",
         // Renewed every quarter of it: often enough for the controller manager's patience.
         "nodeLeaseDurationSeconds": 20,
+        // A container that ended because what it needs was away is started again soon after that is back.
+        "crashLoopBackOff": {"maxContainerRestartPeriod": "5s"},
         // A file system is grown when its pod is looked at again: every minute, if nobody says otherwise.
         "syncFrequency": "15s",
         // Pods have no cgroups of their own to be walked through every two seconds.

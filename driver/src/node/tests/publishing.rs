@@ -1,6 +1,7 @@
 //! Publish, unpublish and stats.
 
 use super::*;
+use crate::node::tell::Before;
 
 #[tokio::test]
 async fn a_staged_volume_is_shown_to_pods_and_taken_away() {
@@ -234,6 +235,33 @@ async fn stats_tell_bytes_inodes_and_the_state_of_the_paths() {
         stopped.abnormal && stopped.message.contains("read-only after an error"),
         "{stopped:?}"
     );
+}
+
+#[tokio::test]
+async fn a_file_system_that_the_kernel_made_read_only_is_told_once() {
+    let lab = Lab::new();
+    let mut remarks = lab.node.0.remarks.subscribe();
+    lab.stage(ext4()).await.expect("stages");
+    lab.publish(PODS[0], ext4(), false).await.expect("publishes");
+    lab.publish(PODS[1], ext4(), true).await.expect("publishes");
+    let engine = lab.node.0.engine.clone();
+    let mut seen = engine.ledger().changes();
+    tokio::select! {
+        () = engine.monitor(std::future::pending()) => unreachable!(),
+        end = seen.changed() => end.expect("the map is seen"),
+    }
+    let mut before = Before::default();
+    lab.node.0.tell(&mut before).await;
+    remarks
+        .try_recv()
+        .expect_err("a pod that may only read is nothing to tell");
+    lab.mounts.remount_read_only(PODS[0]);
+    lab.node.0.tell(&mut before).await;
+    let remark = remarks.try_recv().expect("a remark");
+    assert_eq!(remark.reason, "ReadOnly");
+    assert!(remark.note.contains(VOLUME), "{remark:?}");
+    lab.node.0.tell(&mut before).await;
+    remarks.try_recv().expect_err("it was told");
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::many;
 use crate::{
-    figures::{self, Rounds},
+    figures::{Part, Rounds},
     kube::{
         cluster::Cluster,
         objects::{self, Claim, Pod},
@@ -57,7 +57,7 @@ pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     let date = output(&["date", "-u", "+%F"]).await?;
     let part = part(&rows, &memory, &times, date.trim());
     report.note_lines(&part);
-    figures::write("make bench-kube", &part)
+    Part::of_bench("make bench-kube").write(&part)
 }
 
 /// One round, each figure in the order of the rows.

@@ -1,11 +1,12 @@
 //! Kubernetes' external storage suite: the chosen part as steps of a run, or all of it as the table in
 //! `docs/conformance.md`.
 
-use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::{
+    figures,
     kube::{
         cluster::Cluster,
         external::{self, Part, Spec},
@@ -18,6 +19,12 @@ use crate::{
 const CHOSEN_LIMIT: Duration = Duration::from_secs(12 * 60);
 /// What a person gives all of it.
 const ALL_LIMIT: Duration = Duration::from_secs(6 * 3600);
+
+/// The table in the docs.
+const TABLE: figures::Part<'static> = figures::Part {
+    file: "conformance.md",
+    command: "make e2e-external",
+};
 
 /// The chosen part; each spec is a step.
 pub async fn chosen(report: &Report, cluster: &Cluster) -> Result<()> {
@@ -42,20 +49,16 @@ pub async fn all(report: &Report, cluster: &Cluster) -> Result<()> {
     let specs = report
         .step("run every spec", external::run(cluster, &Part::All, ALL_LIMIT))
         .await?;
-    let file = file(cluster);
     let date = output(&["date", "-u", "+%F"]).await?;
-    fs::write(&file, table(cluster, &specs, date.trim()))
-        .with_context(|| format!("write {}", file.display()))?;
-    report.say(format!("      table: {}", file.display()));
+    TABLE.write(&table(cluster, &specs, date.trim()))?;
     none_failed(report, &specs).await
 }
 
 /// Those that failed according to the table, once what made them fail is mended; their rows are written anew, and the table says so.
 pub async fn failed(report: &Report, cluster: &Cluster) -> Result<()> {
-    let file = file(cluster);
-    let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+    let text = TABLE.read()?;
     let names = names_of_failed(&text);
-    ensure!(!names.is_empty(), "{} has no spec that failed", file.display());
+    ensure!(!names.is_empty(), "the table has no spec that failed");
     let specs = report
         .step(
             &format!("run {} specs again", names.len()),
@@ -63,13 +66,8 @@ pub async fn failed(report: &Report, cluster: &Cluster) -> Result<()> {
         )
         .await?;
     let date = output(&["date", "-u", "+%F"]).await?;
-    fs::write(&file, renewed(&text, &specs, date.trim()))
-        .with_context(|| format!("write {}", file.display()))?;
+    TABLE.write(&renewed(&text, &specs, date.trim()))?;
     none_failed(report, &specs).await
-}
-
-fn file(cluster: &Cluster) -> PathBuf {
-    cluster.prepared.checkout.join("docs/conformance.md")
 }
 
 async fn none_failed(report: &Report, specs: &[Spec]) -> Result<()> {
@@ -93,8 +91,8 @@ fn names_of_failed(table: &str) -> Vec<String> {
         let (state, name) = (cells.next()?, cells.nth(1)?);
         (!matches!(state, "passed" | "result" | "---")).then(|| name.to_owned())
     };
-    let ran = table.split_once("## Ran").map_or("", |(_, rest)| rest);
-    let ran = ran.split_once("## Skipped").map_or(ran, |(ran, _)| ran);
+    let ran = table.split_once("### Ran").map_or("", |(_, rest)| rest);
+    let ran = ran.split_once("### Skipped").map_or(ran, |(ran, _)| ran);
     ran.lines().filter_map(name).collect()
 }
 
@@ -140,7 +138,7 @@ fn row(spec: &Spec) -> String {
 }
 
 /// The part of the table that `external-skip.txt` is.
-const LEFT_OUT: &str = "## Left out";
+const LEFT_OUT: &str = "### Left out";
 
 /// A spec's name without what they all begin with.
 fn short(name: &str) -> &str {
@@ -153,7 +151,7 @@ fn table(cluster: &Cluster, specs: &[Spec], date: &str) -> String {
     let failed = specs.len() - passed - skipped;
     let versions = &cluster.prepared.binaries;
     let mut text = format!(
-        "# Conformance\n\nKubernetes' external storage suite of v{} (`make e2e-external`) with what `e2e/kube/external.yaml` declares, on two emulated\n\
+        "Kubernetes' external storage suite of v{} (`make e2e-external`) with what `e2e/kube/external.yaml` declares, on two emulated\n\
          Debian 12 workers and an LIO array over iSCSI. Sidecars: external-provisioner v{}, external-attacher v{}, external-resizer v{}, external-snapshotter v{}.\n\n\
          {passed} passed, {failed} failed, {skipped} skipped; {date}.\n\n",
         versions.version("KUBERNETES"),
@@ -162,11 +160,11 @@ fn table(cluster: &Cluster, specs: &[Spec], date: &str) -> String {
         versions.version("EXTERNAL_RESIZER"),
         versions.version("EXTERNAL_SNAPSHOTTER")
     );
-    text += "## Ran\n\n| result | time | spec |\n| --- | --- | --- |\n";
+    text += "### Ran\n\n| result | time | spec |\n| --- | --- | --- |\n";
     for spec in specs.iter().filter(|spec| spec.state != "skipped") {
         let _ = writeln!(text, "{}", row(spec));
     }
-    text += "\n## Skipped, by reason\n\n| specs | reason |\n| --- | --- |\n";
+    text += "\n### Skipped, by reason\n\n| specs | reason |\n| --- | --- |\n";
     let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
     for spec in specs.iter().filter(|spec| spec.state == "skipped") {
         let reason = spec.reason.lines().next().unwrap_or_default().replace('|', "/");
@@ -199,9 +197,9 @@ mod tests {
 
     #[test]
     fn rows_of_failed_specs_are_written_anew_and_the_counts_with_them() {
-        let table = "# Conformance\n\n1 passed, 2 failed, 3 skipped; 2026-11-28.\n\n## Ran\n\n| result | time | spec |\n| --- | --- | --- |\n\
+        let table = "1 passed, 2 failed, 3 skipped; 2026-11-28.\n\n### Ran\n\n| result | time | spec |\n| --- | --- | --- |\n\
                      | passed | 1.00 s | PV a |\n| failed | 2.00 s | PV b |\n| timedout | 3.00 s | PV c |\n\n\
-                     ## Skipped, by reason\n\n| specs | reason |\n| --- | --- |\n| 3 | why |\n";
+                     ### Skipped, by reason\n\n| specs | reason |\n| --- | --- |\n| 3 | why |\n";
         assert_eq!(names_of_failed(table), ["PV b", "PV c"]);
         let spec = |name: &str, state: &str| Spec {
             name: format!("External Storage [Testpattern: {name}"),
@@ -222,7 +220,7 @@ mod tests {
             now.contains("| passed | 4.00 s | PV b |\n| failed | 4.00 s | PV c |\n"),
             "{now}"
         );
-        assert!(now.contains("| 3 | why |\n\n## Left out\n"), "{now}");
+        assert!(now.contains("| 3 | why |\n\n### Left out\n"), "{now}");
         assert_eq!(names_of_failed(&now), ["PV c"]);
         // One that is left out by now.
         let now = renewed(&now, &[], "2026-11-30");

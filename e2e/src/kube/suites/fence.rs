@@ -5,15 +5,21 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
+use serde_json::json;
+
 use super::upgrade::plugins_ready;
 use crate::{
     kube::{
         cluster::{Cluster, condition},
+        objects,
         writers::Writers,
     },
     report::{Report, seconds},
+    roles::array,
     wait,
 };
+
+const SUITE: &str = "fence";
 
 const TAINT: &str = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute";
 /// node-monitor-grace-period is 30 s.
@@ -23,7 +29,15 @@ const MOVED_LIMIT: Duration = Duration::from_secs(240);
 /// Runs the steps in order; whatever happens, the worker runs again at the end.
 pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
     let writers = report
-        .step("a writer", Writers::start(cluster, "fence", 1, "storagelink"))
+        .step("a writer", async {
+            // For so long the old worker waits for its paths to come back before it lets go of the volume.
+            let parameters = json!({
+                "system": array::SYSTEM, "aggregate": array::AGGREGATE_NAME, "noPathRetry": "15",
+            });
+            let class = objects::class(SUITE, &parameters);
+            objects::create(&cluster.kubectl, SUITE, &[class]).await?;
+            Writers::start(cluster, SUITE, 1, SUITE).await
+        })
         .await?;
     let pod = "fence-0";
     let old = writers.node(cluster, pod).await?;
@@ -41,7 +55,10 @@ pub async fn run(report: &Report, cluster: &Cluster) -> Result<()> {
         })
         .await?;
     report
-        .step("pod and claim are deleted", writers.delete(cluster))
+        .step("pod and claim are deleted", async {
+            writers.delete(cluster).await?;
+            objects::delete(&cluster.kubectl, SUITE).await
+        })
         .await
 }
 
