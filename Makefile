@@ -34,7 +34,7 @@ lint: deps ## rustfmt, clippy, licences and bans of dependencies
 
 unit: deps ## pure and simulated-host tests
 	cargo test --locked --workspace
-	[ "$$(id -u)" != 0 ] || cargo test --locked -p storagelink-csi --lib -- --ignored
+	[ "$$(id -u)" != 0 ] || cargo test --locked --workspace --lib -- --ignored
 
 fuzz: deps ## every parser on random input, SECONDS_EACH=5 for each
 	hack/fuzz.sh $(SECONDS_EACH)
@@ -53,7 +53,7 @@ chart: build ## what the chart renders and refuses; deploy/kubernetes is current
 	@hack/install-kube.sh $(STORAGELINK_CACHE) helm
 	$(HELM) lint charts/storagelink-csi --values deploy/kubernetes/values.yaml
 	hack/generate-manifest.sh $(HELM) --check
-	cargo test --locked -p storagelink-e2e --test chart -- --include-ignored
+	cargo test --locked --workspace --test chart -- --include-ignored
 
 manifest: ## render deploy/kubernetes from the chart
 	@hack/install-kube.sh $(STORAGELINK_CACHE) helm

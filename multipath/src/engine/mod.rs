@@ -42,7 +42,7 @@ pub use error::{BuildError, ProveError, RemoveError};
 pub use ledger::{Ledger, MapRecord, MapState, PathRecord, STALL_BOUNDS};
 pub use monitor::REPAIR_LOOK;
 pub use notice::{Change, Notice};
-pub use view::{GroupView, Map, PathView, maps};
+pub use view::{GroupView, Map, PathView, Requests, count_requests, maps};
 
 use crate::{
     Hctl, Host, Policy, ScsiDisk, Wwid,

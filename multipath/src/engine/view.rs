@@ -82,9 +82,17 @@ pub struct PathView {
     /// Fibre Channel: the remote port that the disk came by.
     #[serde(serialize_with = "as_text_or_none")]
     pub remote_port: Option<RemotePort>,
-    /// Read requests completed since the disk appeared.
+    /// What it has done; only after [`count_requests`].
+    #[serde(flatten)]
+    pub requests: Option<Requests>,
+}
+
+/// Requests completed since a disk appeared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Requests {
+    /// Reads.
     pub reads: u64,
-    /// Write requests completed since the disk appeared.
+    /// Writes.
     pub writes: u64,
 }
 
@@ -263,7 +271,6 @@ fn path(host: &Host, status: &PathStatus, portals: &mut Portals) -> PathView {
     let session = place.as_ref().and_then(|place| place.session);
     let remote_port = place.as_ref().and_then(|place| place.remote_port);
     let (name, hctl) = place.map_or_else(Default::default, |place| (place.name, place.hctl.to_string()));
-    let (reads, writes) = completed(host, &name);
     PathView {
         devno: status.devno,
         name,
@@ -274,20 +281,28 @@ fn path(host: &Host, status: &PathStatus, portals: &mut Portals) -> PathView {
         portal: portals.of(host, session, remote_port),
         session,
         remote_port,
-        reads,
-        writes,
+        requests: None,
     }
 }
 
-/// Completed reads and writes: fields 1 and 5 of Documentation/block/stat.rst.
-fn completed(host: &Host, disk: &str) -> (u64, u64) {
+/// Reads what each path of these maps has done, for somebody who wants to see it; nothing here decides by it. Blocking.
+pub fn count_requests(host: &Host, maps: &mut [Map]) {
+    let groups = maps.iter_mut().flat_map(|map| &mut map.groups);
+    for path in groups.flat_map(|group| &mut group.paths) {
+        path.requests = Some(completed(host, &path.name));
+    }
+}
+
+/// Fields 1 and 5 of Documentation/block/stat.rst; zeros for a disk that is gone.
+fn completed(host: &Host, disk: &str) -> Requests {
     let text = host.sysfs.read(&format!("block/{disk}/stat")).unwrap_or_default();
     let fields: Vec<u64> = text
         .split_ascii_whitespace()
         .map_while(|field| field.parse().ok())
         .collect();
-    (
-        fields.first().copied().unwrap_or(0),
-        fields.get(4).copied().unwrap_or(0),
-    )
+    let field = |number: usize| fields.get(number).copied().unwrap_or(0);
+    Requests {
+        reads: field(0),
+        writes: field(4),
+    }
 }

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use serde::Serialize;
 use storagelink_multipath::{
     Hctl, Host, Map, PathView, ScsiDisk,
+    engine::Requests,
     fc_remote_port::is_port_name,
     scsi_device,
     told::{Disk, PathHistory, Volume},
@@ -226,11 +227,8 @@ fn of_path(text: &mut String, path: &PathView, known: Option<&PathHistory>, now:
         )
     });
     let history = history.unwrap_or_else(|| format!("failures {}  ", path.fail_count));
-    let _ = writeln!(
-        text,
-        "      {history}reads {}  writes {}",
-        path.reads, path.writes
-    );
+    let Requests { reads, writes } = path.requests.unwrap_or_default();
+    let _ = writeln!(text, "      {history}reads {reads}  writes {writes}");
 }
 
 #[cfg(test)]

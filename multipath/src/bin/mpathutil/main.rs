@@ -63,12 +63,13 @@ fn run(arguments: &Arguments) -> Result<String, String> {
     if let Some(node) = arguments.node.as_deref().filter(|node| !node.is_empty()) {
         host.names = Names::of_node(node).map_err(|error| format!("--node: {error}"))?;
     }
-    let maps = match engine::maps(&host) {
+    let mut maps = match engine::maps(&host) {
         Ok(maps) => maps,
         // No device-mapper in this kernel: no maps.
         Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => vec![],
         Err(error) => return Err(format!("{error}: {}", error.source)),
     };
+    engine::count_requests(&host, &mut maps);
     let told = told::read(&arguments.state_dir);
     let json = |value: serde_json::Result<String>| match value {
         Ok(json) => Ok(json + "\n"),

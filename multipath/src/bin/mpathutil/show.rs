@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use serde::Serialize;
-use storagelink_multipath::{Map, PathView, names::Names, told::Volume};
+use storagelink_multipath::{Map, PathView, engine::Requests, names::Names, told::Volume};
 
 /// A volume of this host.
 #[derive(Serialize)]
@@ -129,6 +129,7 @@ fn columns(paths: &[PathView]) -> String {
     let rows: Vec<Vec<String>> = paths
         .iter()
         .map(|path| {
+            let Requests { reads, writes } = path.requests.unwrap_or_default();
             vec![
                 or_dash(&path.hctl),
                 or_dash(&path.name),
@@ -137,8 +138,8 @@ fn columns(paths: &[PathView]) -> String {
                 path.device_state.clone(),
                 or_dash(&path.portal),
                 format!("failures {}", path.fail_count),
-                format!("reads {}", path.reads),
-                format!("writes {}", path.writes),
+                format!("reads {reads}"),
+                format!("writes {writes}"),
             ]
         })
         .collect();
@@ -195,8 +196,10 @@ pub(crate) mod tests {
             portal: format!("198.18.{}.1:3260", minor / 16),
             session: Some(1 + minor / 16),
             remote_port: None,
-            reads: 10,
-            writes: 200,
+            requests: Some(Requests {
+                reads: 10,
+                writes: 200,
+            }),
         };
         Map {
             name: "storagelink-v".to_owned(),
