@@ -164,12 +164,24 @@ pub fn arrange(grouping: PathGrouping, members: &[Member], before: &[Vec<DevNo>]
 }
 
 /// Groups by rank. Paths of which nothing is known, and nothing of those beside them, keep their place before whatever came after them: a
-/// controller that does not answer now is not the worse one for that. New ones of which nothing is known come last.
+/// controller that does not answer now is not the worse one for that. New ones of which nothing is known come last. The only group is divided
+/// when no port that answers takes I/O: by another group the array can be told to change that.
 fn by_state(members: &[Member], before: &[Vec<DevNo>]) -> Vec<Vec<DevNo>> {
     let mut ranked: Vec<(u8, Vec<DevNo>)> = Vec::new();
     let mut unknown: Vec<DevNo> = Vec::new();
+    let states = || {
+        members
+            .iter()
+            .filter_map(|member| member.group)
+            .map(|group| group.state)
+    };
+    let divided = before.len() == 1 && !states().any(AccessState::carries_io);
     for member in members {
-        match rank_of(member, members, before) {
+        let rank = match member.group {
+            None if divided => None,
+            _ => rank_of(member, members, before),
+        };
+        match rank {
             None => unknown.push(member.devno),
             Some(rank) => match ranked.iter_mut().find(|(other, _)| *other == rank) {
                 Some((_, paths)) => paths.push(member.devno),

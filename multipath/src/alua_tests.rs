@@ -110,6 +110,21 @@ fn a_path_of_which_nothing_is_known_stays_beside_those_it_was_with() {
 }
 
 #[test]
+fn the_only_group_is_divided_when_no_port_that_answers_takes_io() {
+    let before = [vec![path(0), path(1)]];
+    let of = |state| {
+        let members = [member(0, None), member(1, Some(state))];
+        arrange(PathGrouping::Auto, &members, &before)
+    };
+    assert_eq!(of(AccessState::Standby), [[path(1)], [path(0)]]);
+    assert_eq!(of(AccessState::NonOptimized), before);
+    // Once divided they stay so, whatever does not answer.
+    let members = [member(0, None), member(1, Some(AccessState::Standby))];
+    let groups = [vec![path(1)], vec![path(0)]];
+    assert_eq!(arrange(PathGrouping::Auto, &members, &groups), groups);
+}
+
+#[test]
 fn a_group_that_cannot_be_asked_keeps_its_place() {
     use AccessState::{NonOptimized, Optimized};
     let before = [vec![path(0)], vec![path(1)], vec![path(2)]];

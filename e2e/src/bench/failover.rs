@@ -81,8 +81,15 @@ pub(super) struct Subject<'a> {
     pub(super) device: String,
     /// The LUN's port groups, while it has two.
     pub(super) standby: Option<&'a Standby>,
-    /// What to stage anew before each round; none where multipathd has it.
-    volume: Option<(&'a Volume, &'a Context)>,
+    made: Made<'a>,
+}
+
+/// How the map came to be, and is made anew.
+enum Made<'a> {
+    /// By the plugin.
+    Staged(&'a Volume, &'a Context),
+    /// By multipathd.
+    Attached(&'a Settings, &'a Lun),
 }
 
 /// Measures; the part of the file.
@@ -124,7 +131,7 @@ async fn ours(
             map: volume.map(),
             device: volume.data(),
             standby: standby.as_ref(),
-            volume: Some((volume, context)),
+            made: Made::Staged(volume, context),
         };
         faults.extend(subject.figures(report, &pass, amount.rounds).await?);
         cluster.unpublish(volume, NODE).await?;
@@ -164,7 +171,7 @@ async fn theirs(
             map: lun.map.clone(),
             device: lun.device(),
             standby: standby.as_ref(),
-            volume: None,
+            made: Made::Attached(&settings, &lun),
         };
         faults.extend(subject.figures(report, &pass, amount.rounds).await?);
         multipathd::detach(guest, &lun).await?;
@@ -212,15 +219,28 @@ impl Subject<'_> {
         Ok(all)
     }
 
-    /// Stages the volume anew. Its paths would be lost every 20 s otherwise, and one that is lost so often is held down for longer each time.
+    /// Makes the map anew. The plugin's paths would be lost every 20 s otherwise, and one that is lost so often is held down for longer each
+    /// time; multipathd did not follow the array back to one better path within two minutes.
     async fn renew(&self) -> Result<()> {
-        let Some((volume, context)) = self.volume else {
-            return Ok(());
-        };
-        self.cluster.unpublish(volume, NODE).await?;
-        self.cluster.unstage(volume, NODE).await?;
-        self.cluster.stage(volume, NODE, context).await?;
-        self.cluster.publish(volume, NODE, context).await?;
+        let (cluster, guest) = (self.cluster, self.cluster.guest(NODE));
+        match self.made {
+            Made::Staged(volume, context) => {
+                cluster.unpublish(volume, NODE).await?;
+                cluster.unstage(volume, NODE).await?;
+                if let Some(standby) = self.standby {
+                    standby.first_optimized(cluster).await?;
+                }
+                cluster.stage(volume, NODE, context).await?;
+                cluster.publish(volume, NODE, context).await?;
+            }
+            Made::Attached(settings, lun) => {
+                if let Some(standby) = self.standby {
+                    multipathd::detach(guest, lun).await?;
+                    standby.first_optimized(cluster).await?;
+                    multipathd::attach(guest, settings, lun).await?;
+                }
+            }
+        }
         Ok(())
     }
 

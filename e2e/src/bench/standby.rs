@@ -59,18 +59,17 @@ impl Standby {
         self.groups.remove(cluster.lab.array()).await
     }
 
-    async fn first_optimized(&self, cluster: &Cluster) -> Result<()> {
+    /// The path of the first group is the better one, as the array says.
+    pub(super) async fn first_optimized(&self, cluster: &Cluster) -> Result<()> {
         let target = cluster.lab.array();
         self.groups.set(target, FIRST, State::Optimized).await?;
         self.groups.set(target, SECOND, State::Standby).await
     }
 
-    /// From the first path used alone to the second one, which the array was told to use. The array makes the first one the better again
-    /// before the next round.
+    /// From the first path used alone to the second one, which the array was told to use.
     pub(super) async fn round(&self, subject: &Subject<'_>, name: &str) -> Result<Round> {
         let cluster = subject.cluster;
         let (guest, target) = (cluster.guest(NODE), cluster.lab.array());
-        self.first_optimized(cluster).await?;
         let writer = Writer::start_paced(&cluster.lab, guest, name, &subject.device, PACE).await?;
         wait::until("the optimized path alone carries", BACK, async || {
             let before = inspect::paths(guest, &subject.map).await?;

@@ -126,12 +126,31 @@ async fn steps(
         .await?;
     report
         .step(
+            "one goes to standby, the other is lost before the map has followed: the array is told",
+            async {
+                ports.set(target, SECOND, State::Standby).await?;
+                writes_avoid(cluster, volume, &writer, &address(&b)).await?;
+                let before = inspect::paths(guest, &volume.map()).await?;
+                guest.cut(Fabric::A).await?;
+                writes_avoid(cluster, volume, &writer, &address(&a)).await?;
+                let state = ports.get(target, SECOND).await?;
+                ensure!(
+                    state == State::Optimized as u8,
+                    "the array's state of the other path: {state}"
+                );
+                guest.heal(Fabric::A).await?;
+                carried(cluster, volume, &before, 20, FOLLOWED).await
+            },
+        )
+        .await?;
+    report
+        .step(
             "no error reached the writer, everything acknowledged is there",
             async {
                 let summary = writer.stop(guest, Duration::from_secs(30)).await?;
                 ensure!(summary.errors == 0, "{summary:?}");
-                report.note(format!(
-                    "longest write {}",
+                report.say(format!(
+                    "      longest write {}",
                     seconds(Duration::from_micros(summary.longest_us))
                 ));
                 writer.verify(guest, None).await.map(drop)

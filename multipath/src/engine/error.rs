@@ -85,6 +85,14 @@ pub enum ProveError {
     Worker(#[from] WorkerError),
 }
 
+impl ProveError {
+    /// The device answers, and its port is in standby.
+    #[must_use]
+    pub fn is_standby(&self) -> bool {
+        matches!(self, Self::NotReady { source, .. } if source.is_standby())
+    }
+}
+
 /// Why a map could not be built or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {

@@ -119,6 +119,8 @@ pub struct Engine {
     /// By identity; a map without one has the defaults.
     policies: Arc<Mutex<HashMap<Wwid, Policy>>>,
     ledger: Ledger,
+    /// A map has no path but those in standby: how its array is, is asked at once.
+    only_standby: Arc<tokio::sync::Notify>,
 }
 
 impl Engine {
@@ -132,6 +134,7 @@ impl Engine {
             connections_ended: Arc::default(),
             policies: Arc::default(),
             ledger: Ledger::default(),
+            only_standby: Arc::default(),
         }
     }
 

@@ -350,6 +350,9 @@ impl Engine {
                 return;
             }
             Ok((Err(error), ..)) => {
+                if error.is_standby() && !map.paths().any(PathView::is_usable) {
+                    self.only_standby.notify_one();
+                }
                 self.ledger().checked(map, path, Err(full(&error)));
                 tracing::debug!(dm.name = map.name, path = %path.devno, error = full(&error), "path is not ready");
                 return;

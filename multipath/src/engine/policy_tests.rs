@@ -139,8 +139,44 @@ async fn a_lost_path_in_standby_is_well_again_when_its_port_answers_and_takes_no
 }
 
 #[tokio::test]
-async fn the_last_path_in_standby_is_not_taken_for_a_usable_one() {
+async fn the_last_path_in_standby_is_used_where_the_kernel_tells_the_array() {
     let lab = asymmetric([OPTIMIZED, STANDBY]).await;
+    lab.engine.build(spec(), lab.proven().await).await.unwrap();
+    for session in &lab.sessions {
+        lab.kernel.cut(*session, "transport-offline");
+    }
+    lab.watch("none is usable", |map| map.paths().all(|path| !path.active))
+        .await;
+    lab.kernel.heal(lab.sessions[1]);
+    lab.watch("the one that is back is", |map| {
+        map.paths().any(PathView::is_usable)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_path_that_is_in_standby_when_the_others_of_its_group_are_lost_gets_a_group_of_its_own() {
+    let lab = asymmetric([OPTIMIZED, OPTIMIZED]).await;
+    let map = lab.engine.build(spec(), lab.proven().await).await.unwrap();
+    assert_eq!(map.groups.len(), 1);
+    lab.kernel.set_port_group(lab.sessions[1], 2, STANDBY);
+    let of_second = map.paths().find(|path| path.session == Some(lab.sessions[1]));
+    let failed = format!("fail_path {}", of_second.unwrap().devno);
+    lab.kernel.host().dm.message(&map.name, &failed).unwrap();
+    lab.kernel.cut(lab.sessions[0], "transport-offline");
+    lab.watch("it is used, and the array is told", |map| {
+        hosts(map) == [[lab.sessions[1]], [lab.sessions[0]]]
+            && map.hardware_handler == "alua"
+            && map.groups[0].paths[0].is_usable()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_last_path_in_standby_is_not_taken_for_a_usable_one_where_nobody_tells_the_array() {
+    let lab = asymmetric([OPTIMIZED, STANDBY]).await;
+    // No scsi_dh_alua.
+    lab.kernel.fail_next("TABLE_LOAD", nix::libc::EINVAL);
     lab.engine.build(spec(), lab.proven().await).await.unwrap();
     for session in &lab.sessions {
         lab.kernel.cut(*session, "transport-offline");

@@ -44,6 +44,8 @@ pub struct Map {
     pub open_count: u32,
     /// Path selector of the first group; empty without paths.
     pub selector: String,
+    /// Hardware handler, by which the kernel tells the array which group it uses; empty without one.
+    pub hardware_handler: String,
     /// Number of the group in use, or to be used next, counted from 1; 0 without paths.
     pub current_group: u32,
     /// Path groups in the order of the table.
@@ -110,8 +112,12 @@ impl Map {
         self.groups.iter().map(group).collect()
     }
 
-    /// A path whose port is in standby does no harm in the map: it is in a group behind the one in use, and that one has a usable path.
+    /// A path whose port is in standby does no harm in the map: it is in a group behind the one in use, and that one has a usable path. Or
+    /// it is what is left: no path is usable, and the kernel tells the array by the map's handler to take I/O through it.
     pub(super) fn may_stand_by(&self, path: DevNo) -> bool {
+        if !self.paths().any(PathView::is_usable) {
+            return !self.hardware_handler.is_empty();
+        }
         let numbered = || self.groups.iter().zip(1u32..);
         let behind = numbered().any(|(group, number)| {
             number > self.current_group && group.paths.iter().any(|other| other.devno == path)
@@ -253,6 +259,7 @@ fn map(host: &Host, info: DmInfo, portals: &mut Portals) -> Result<Option<Map>, 
             .first()
             .map(|group| group.selector.clone())
             .unwrap_or_default(),
+        hardware_handler: parsed.hardware_handler.first().cloned().unwrap_or_default(),
         current_group: status.current_group,
         groups,
         name: info.name,

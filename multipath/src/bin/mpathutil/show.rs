@@ -215,6 +215,7 @@ pub(crate) mod tests {
             queue_if_no_path: true,
             open_count: 1,
             selector: "round-robin".to_owned(),
+            hardware_handler: String::new(),
             current_group: 1,
             groups: vec![GroupView {
                 state: "active",
