@@ -475,3 +475,15 @@ async fn the_only_path_is_not_freed_of_its_io() {
     lab.engine.monitor(tokio::time::sleep(3 * SHORT)).await;
     assert_eq!(lab.map().await.paths().next().unwrap().device_state, "blocked");
 }
+
+#[tokio::test]
+async fn a_disk_that_cannot_be_opened_yet_is_waited_for() {
+    let lab = lab(1).await;
+    let session = lab.kernel.login(TARGET, "192.0.2.9", 3260);
+    for _ in 0..3 {
+        lab.kernel.fail_next("SG_IO", nix::libc::ENXIO);
+    }
+    let found = scsi_device::scan(&lab.kernel.host(), &hctl(session), SHORT).await;
+    assert_eq!(found.unwrap().hctl, hctl(session));
+    lab.engine.prove(hctl(session), &wwid(), SHORT).await.unwrap();
+}

@@ -198,6 +198,17 @@ impl ScsiError {
         matches!(self, Self::Status { sense: Some(sense), .. } if sense.is_unit_attention())
     }
 
+    /// There is no device of that name to be opened: it is gone, or not made yet.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        use nix::libc::{ENODEV, ENOENT, ENXIO};
+        let errno = match self {
+            Self::Io { source, .. } => source.raw_os_error(),
+            Self::Status { .. } => None,
+        };
+        matches!(errno, Some(ENXIO | ENODEV | ENOENT))
+    }
+
     /// The path works; its target port takes no reads and writes now.
     #[must_use]
     pub fn is_standby(&self) -> bool {
