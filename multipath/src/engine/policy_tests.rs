@@ -138,9 +138,8 @@ async fn a_lost_path_in_standby_is_well_again_when_its_port_answers_and_takes_no
     assert_eq!(lab.map().await.current_group, 1);
 }
 
-#[tokio::test]
-async fn the_last_path_in_standby_is_used_where_the_kernel_tells_the_array() {
-    let lab = asymmetric([OPTIMIZED, STANDBY]).await;
+/// Builds the map, and loses both paths; the second one comes back.
+async fn lose_all_but_standby(lab: &Lab) {
     lab.engine.build(spec(), lab.proven().await).await.unwrap();
     for session in &lab.sessions {
         lab.kernel.cut(*session, "transport-offline");
@@ -148,6 +147,12 @@ async fn the_last_path_in_standby_is_used_where_the_kernel_tells_the_array() {
     lab.watch("none is usable", |map| map.paths().all(|path| !path.active))
         .await;
     lab.kernel.heal(lab.sessions[1]);
+}
+
+#[tokio::test]
+async fn the_last_path_in_standby_is_used_where_the_kernel_tells_the_array() {
+    let lab = asymmetric([OPTIMIZED, STANDBY]).await;
+    lose_all_but_standby(&lab).await;
     lab.watch("the one that is back is", |map| {
         map.paths().any(PathView::is_usable)
     })
@@ -177,13 +182,7 @@ async fn the_last_path_in_standby_is_not_taken_for_a_usable_one_where_nobody_tel
     let lab = asymmetric([OPTIMIZED, STANDBY]).await;
     // No scsi_dh_alua.
     lab.kernel.fail_next("TABLE_LOAD", nix::libc::EINVAL);
-    lab.engine.build(spec(), lab.proven().await).await.unwrap();
-    for session in &lab.sessions {
-        lab.kernel.cut(*session, "transport-offline");
-    }
-    lab.watch("none is usable", |map| map.paths().all(|path| !path.active))
-        .await;
-    lab.kernel.heal(lab.sessions[1]);
+    lose_all_but_standby(&lab).await;
     lab.engine.monitor(tokio::time::sleep(SHORT)).await;
     assert!(lab.map().await.paths().all(|path| !path.active));
     // The array makes it the active one.
