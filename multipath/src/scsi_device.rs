@@ -176,7 +176,7 @@ const LONGEST_LOOK: Duration = Duration::from_millis(64);
 
 /// A disk is in sysfs a moment before it can be opened (block/genhd.c, device_add_disk: ENXIO until bdev_add). One that takes no commands is
 /// not asked: it would keep the caller. Blocking.
-fn is_open(host: &Host, disk: &ScsiDisk) -> bool {
+fn can_be_opened(host: &Host, disk: &ScsiDisk) -> bool {
     let missing = || {
         host.scsi
             .inquiry_standard(&disk.name)
@@ -204,7 +204,8 @@ pub async fn scan(host: &Host, hctl: &Hctl, deadline: Duration) -> Result<ScsiDi
     loop {
         let looking = host.clone();
         let found = worker::run("scsi-find", deadline, move || {
-            let disk = find(&looking, &hctl).filter(|disk| disk.size_bytes > 0 && is_open(&looking, disk));
+            let disk =
+                find(&looking, &hctl).filter(|disk| disk.size_bytes > 0 && can_be_opened(&looking, disk));
             (disk, looking.sysfs.exists(&device_directory(hctl)))
         })
         .await?;

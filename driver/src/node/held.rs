@@ -1,6 +1,6 @@
 //! What a volume lies on here: a multipath map, or one disk when it was staged without multipathing. Read from the kernel for each operation.
 
-use storagelink_multipath::{Map, PathView};
+use storagelink_multipath::Map;
 use uuid::Uuid;
 
 use super::{Inner, fault::Fault, prepare::Disk, single::Single, view};
@@ -27,7 +27,7 @@ impl Held {
     /// I/O goes through now.
     pub(super) fn is_usable(&self) -> bool {
         match self {
-            Self::Map(map) => !map.suspended && map.paths().any(PathView::is_usable),
+            Self::Map(map) => !map.suspended && map.has_usable_path(),
             Self::Single(single) => single.state() == "running",
         }
     }
@@ -35,7 +35,7 @@ impl Held {
     /// An unmount would sleep until a path is back.
     pub(super) fn would_wait(&self) -> bool {
         match self {
-            Self::Map(map) => map.queue_if_no_path && !map.paths().any(PathView::is_usable),
+            Self::Map(map) => map.queue_if_no_path && !map.has_usable_path(),
             Self::Single(single) => single.is_blocked(),
         }
     }

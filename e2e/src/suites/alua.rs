@@ -107,12 +107,7 @@ async fn steps(
             async {
                 guest.cut(Fabric::B).await?;
                 writes_avoid(cluster, volume, &writer, &address(&b)).await?;
-                let state = ports.get(target, FIRST).await?;
-                ensure!(
-                    state == State::Optimized as u8,
-                    "the array's state of the other path: {state}"
-                );
-                Ok(())
+                told_to_use(cluster, ports, FIRST).await
             },
         )
         .await?;
@@ -133,11 +128,7 @@ async fn steps(
                 let before = inspect::paths(guest, &volume.map()).await?;
                 guest.cut(Fabric::A).await?;
                 writes_avoid(cluster, volume, &writer, &address(&a)).await?;
-                let state = ports.get(target, SECOND).await?;
-                ensure!(
-                    state == State::Optimized as u8,
-                    "the array's state of the other path: {state}"
-                );
+                told_to_use(cluster, ports, SECOND).await?;
                 guest.heal(Fabric::A).await?;
                 carried(cluster, volume, &before, 20, FOLLOWED).await
             },
@@ -157,6 +148,16 @@ async fn steps(
             },
         )
         .await
+}
+
+/// The array has been told to take I/O through this group.
+async fn told_to_use(cluster: &Cluster, ports: &PortGroups, group: &str) -> Result<()> {
+    let state = ports.get(cluster.lab.array(), group).await?;
+    ensure!(
+        state == State::Optimized as u8,
+        "the array's state of the other path: {state}"
+    );
+    Ok(())
 }
 
 /// The address of a portal.

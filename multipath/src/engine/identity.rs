@@ -1,9 +1,9 @@
 //! Proves the paths in use again and again: a LUN that an array exchanged under a path that never failed is noticed here, and nowhere else.
 //!
 //! Every [`CYCLE`], as soon as a device tells of a change that can mean it (a unit attention), and when a map has nothing left but ports in
-//! standby, each path is asked for VPD page 0x83, live. One that names another disk is failed at once, even if it is the last: held I/O is better than I/O to somebody else's data. Then it
-//! leaves the table and its SCSI device goes, unless it is the only path: that one stays, failed, and comes back when it leads to the volume
-//! again. A path that gives no answer is the monitor's business.
+//! standby, each path is asked for VPD page 0x83, live. One that names another disk is failed at once, even if it is the last: held I/O is
+//! better than I/O to somebody else's data. Then it leaves the table and its SCSI device goes, unless it is the only path: that one stays,
+//! failed, and comes back when it leads to the volume again. A path that gives no answer is the monitor's business.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 

@@ -307,7 +307,7 @@ impl Engine {
             .losses
             .get(&path.devno)
             .map(|losses| losses.held_until());
-        if held.is_some_and(|until| now < until) && map.paths().any(PathView::is_usable) {
+        if held.is_some_and(|until| now < until) && map.has_usable_path() {
             self.ledger()
                 .waits(map, path, "it comes and goes: held down for a while");
             return;
@@ -350,7 +350,7 @@ impl Engine {
                 return;
             }
             Ok((Err(error), ..)) => {
-                if error.is_standby() && !map.paths().any(PathView::is_usable) {
+                if error.is_standby() && !map.has_usable_path() {
                     self.only_standby.notify_one();
                 }
                 self.ledger().checked(map, path, Err(full(&error)));

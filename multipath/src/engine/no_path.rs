@@ -4,13 +4,13 @@
 
 use tokio::time::Instant;
 
-use super::{Engine, Map, PathView, monitor::Shared};
+use super::{Engine, Map, monitor::Shared};
 use crate::policy::NoPathRetry;
 
 impl Engine {
     /// Fails what has been held for too long, or lets a map with a path hold again.
     pub(super) fn bound_queueing(&self, map: &Map, memory: &Shared) {
-        let usable = map.paths().any(PathView::is_usable);
+        let usable = map.has_usable_path();
         let retry = self.policy(&map.wwid).no_path_retry;
         let now = Instant::now();
         let since = match usable {

@@ -115,7 +115,7 @@ impl Map {
     /// A path whose port is in standby does no harm in the map: it is in a group behind the one in use, and that one has a usable path. Or
     /// it is what is left: no path is usable, and the kernel tells the array by the map's handler to take I/O through it.
     pub(super) fn may_stand_by(&self, path: DevNo) -> bool {
-        if !self.paths().any(PathView::is_usable) {
+        if !self.has_usable_path() {
             return !self.hardware_handler.is_empty();
         }
         let numbered = || self.groups.iter().zip(1u32..);
@@ -126,6 +126,12 @@ impl Map {
             number == self.current_group && group.paths.iter().any(PathView::is_usable)
         });
         behind && works
+    }
+
+    /// I/O has somewhere to go, once the map is not suspended.
+    #[must_use]
+    pub fn has_usable_path(&self) -> bool {
+        self.paths().any(PathView::is_usable)
     }
 
     /// All paths in the order of the table.

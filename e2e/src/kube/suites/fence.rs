@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-
 use serde_json::json;
 
 use super::upgrade::plugins_ready;
@@ -20,7 +19,6 @@ use crate::{
 };
 
 const SUITE: &str = "fence";
-
 const TAINT: &str = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute";
 /// node-monitor-grace-period is 30 s.
 const NOT_READY_LIMIT: Duration = Duration::from_secs(120);
