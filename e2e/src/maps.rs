@@ -28,6 +28,8 @@ const WRITERS: usize = 8;
 /// Writes to each map: round robin over four paths uses each twice.
 const WRITES: u64 = 8;
 const BUILT_IN: std::time::Duration = std::time::Duration::from_secs(20);
+/// Looks at sysfs by which two machines are compared.
+const LOOKS: u32 = 50_000;
 
 /// What came of writing to every map.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -161,6 +163,20 @@ fn write_one(node: &str) -> (usize, u64) {
         longest = longest.max(micros(start));
     }
     (errors, longest)
+}
+
+/// Microseconds that [`LOOKS`] looks at sysfs take here, each as the engine looks at a path: where a link leads, and an attribute. The loopback
+/// device stands for the disk, which not every machine has. Blocking.
+pub fn look() -> Result<u64> {
+    let host = Host::kernel(NODES);
+    let start = Instant::now();
+    for _ in 0..LOOKS {
+        host.sysfs.link("class/net/lo").context("follow a link")?;
+        host.sysfs
+            .read("class/net/lo/operstate")
+            .context("read an attribute")?;
+    }
+    Ok(micros(start))
 }
 
 /// Adopts what is there, tells of it, and watches until `stop`.

@@ -1,4 +1,4 @@
-//! `lab-maps build <count>`, `lab-maps touch`, `lab-maps watch`: the engine alone, in a guest. Results are lines of JSON.
+//! `lab-maps build <count>`, `lab-maps touch`, `lab-maps watch`, `lab-maps look`: the engine alone, in a guest. Results are lines of JSON.
 
 use std::{process::ExitCode, time::Instant};
 
@@ -19,6 +19,8 @@ enum Arguments {
     Touch,
     /// Adopt the maps and watch them until SIGTERM
     Watch,
+    /// Look at sysfs many times; the microseconds that it took
+    Look,
 }
 
 #[allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program")]
@@ -44,6 +46,7 @@ fn run(arguments: &Arguments, start: Instant, say: impl Fn(serde_json::Value)) -
         match arguments {
             Arguments::Build { count } => say(serde_json::json!({"paths": maps::build(*count).await?})),
             Arguments::Touch => say(serde_json::to_value(maps::touch().await?)?),
+            Arguments::Look => say(maps::look()?.into()),
             Arguments::Watch => {
                 let mut term = signal(SignalKind::terminate()).context("watch SIGTERM")?;
                 let stop = async { term.recv().await.map_or((), drop) };

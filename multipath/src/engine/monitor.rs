@@ -58,7 +58,7 @@ const SUSPENDED: Duration = Duration::from_secs(5);
 pub(super) struct Memory {
     /// Paths whose check or message has not come back from the kernel.
     busy: HashSet<DevNo>,
-    /// Paths that were checked in vain: how often, and until when they are left alone.
+    /// Paths that were checked, in vain or to be failed again at once: how often, and until when they are left alone.
     checked: HashMap<DevNo, (u32, Instant)>,
     /// Since when a path holds I/O.
     pub(super) blocked: HashMap<DevNo, Instant>,
@@ -74,6 +74,17 @@ pub(super) struct Memory {
     pub(super) pathless: HashMap<String, Instant>,
     /// Since when a map could use a better path group than it does.
     pub(super) worse: HashMap<String, Instant>,
+}
+
+impl Memory {
+    /// Forgets the checks of a path in use, once it is used for as long as it would be left alone after the last: a device that says it is
+    /// well and fails what it is given (a port whose array refuses to take it into use) is not to be tried ten times a second.
+    fn carries(&mut self, path: DevNo) {
+        let now = Instant::now();
+        if self.checked.get(&path).is_some_and(|(_, until)| *until <= now) {
+            self.checked.remove(&path);
+        }
+    }
 }
 
 #[derive(Clone, Default)]
@@ -232,7 +243,7 @@ impl Engine {
                     }
                     match (path.active, path.device_state.as_str()) {
                         (true, "running") => {
-                            memory.get().checked.remove(&path.devno);
+                            memory.get().carries(path.devno);
                             continue;
                         }
                         (true, _) => self.suspect(map, path, memory),

@@ -293,6 +293,32 @@ async fn a_path_that_comes_and_goes_is_held_down_and_the_only_one_is_not() {
 }
 
 #[tokio::test]
+async fn a_path_that_fails_whatever_it_is_given_is_tried_less_and_less_often() {
+    let lab = lab(1).await;
+    lab.engine.build(spec(), lab.proven().await).await.unwrap();
+    let host = lab.kernel.host();
+    let mut tries = 0;
+    let script = async {
+        loop {
+            let map = lab.map().await;
+            if let Some(path) = map.paths().find(|path| path.is_usable()) {
+                tries += 1;
+                host.dm
+                    .message(&map.name, &format!("fail_path {}", path.devno))
+                    .unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::select! {
+        () = lab.engine.monitor(tokio::time::sleep(Duration::from_secs(3))) => {}
+        () = script => {}
+    }
+    // After 0.1, 0.2, 0.4, 0.8 and 1.6 s; with a pause that does not grow they are thirty.
+    assert!((3..=8).contains(&tries), "{tries}");
+}
+
+#[tokio::test]
 async fn a_path_that_slept_through_a_resize_joins_with_the_new_size() {
     let lab = lab(2).await;
     lab.engine.build(spec(), lab.proven().await).await.unwrap();

@@ -173,6 +173,9 @@ impl Iscsiadm {
             ("node.startup", "manual".to_owned()),
             ("node.session.scan", "manual".to_owned()),
             ("node.session.initial_login_retry_max", "1".to_owned()),
+            // The greater value of both ends counts (RFC 7143 13.15), and iscsid waits for it before it logs in again. An array that
+            // needs a pause asks for it; iscsid's own two seconds would be added to every path's loss.
+            ("node.session.iscsi.DefaultTime2Wait", "0".to_owned()),
             (
                 "node.session.timeo.replacement_timeout",
                 timers.replacement.to_string(),
