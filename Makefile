@@ -9,7 +9,7 @@ HELM = $(shell . e2e/kube/versions.env; echo $(STORAGELINK_CACHE)/helm-v$$HELM/h
 DENY := $(STORAGELINK_CACHE)/cargo-deny-0.20.2/bin/cargo-deny
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build programs fmt lint unit fuzz check lab kube chart manifest images e2e-external e2e-kind e2e-kind-down e2e-kind-lab demo demo-kube bench-kube bench-failover bench-scale bench-stage test clean
+.PHONY: help deps build programs fmt lint unit fuzz check lab suites kube chart manifest images e2e-external e2e-kind e2e-kind-down e2e-kind-lab demo demo-kube bench-kube bench-failover bench-scale bench-stage test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,7 +41,9 @@ fuzz: deps ## every parser on random input, SECONDS_EACH=5 for each
 
 check: lint unit fuzz ## everything that needs no lab
 
-lab: build ## the suites on real kernels
+lab: build suites ## the suites on real kernels
+
+suites: # of what is built: cargo is not asked
 	@hack/install-tools.sh $(STORAGELINK_CACHE) csi-sanity
 	$(LAB) suite all
 
@@ -98,9 +100,9 @@ demo: deps ## the main job on a real kernel, to watch
 	cargo build --locked --workspace
 	$(LAB) demo
 
-# The programs of the images are built of what the lab's suites leave of the processors: they wait for seconds and more, again and again.
-test: check chart ## lint, unit, simulated host, the chart, suites in the lab and on a cluster
-	chrt --idle 0 $(MAKE) programs & programs=$$!; trap "kill $$programs 2>/dev/null" EXIT; $(MAKE) lab && wait $$programs
+# Clippy and the images' programs get what the suites leave of the processors: those wait for seconds and more, again and again.
+test: unit fuzz chart ## everything: lint, unit, simulated host, the chart, suites in the lab and on a cluster
+	chrt --idle 0 $(MAKE) programs lint & beside=$$!; trap "kill $$beside 2>/dev/null" EXIT; $(MAKE) suites && wait $$beside
 	$(MAKE) kube
 
 clean: ## remove what was built (the cache outside the checkout stays)

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 
 #[cfg(test)]
 pub(crate) mod virtual_time;
@@ -65,6 +65,7 @@ pub async fn run<T: Send + 'static>(
         return Err(WorkerError::TooManyStuck { name, stuck });
     }
     let (done, mut result) = oneshot::channel();
+    let begun = Instant::now();
     #[cfg(test)]
     let hold = virtual_time::Hold::new();
     std::thread::Builder::new()
@@ -80,7 +81,10 @@ pub async fn run<T: Send + 'static>(
         })
         .map_err(|_| WorkerError::Died { name })?;
     match tokio::time::timeout(deadline, &mut result).await {
-        Ok(Ok(value)) => Ok(value),
+        Ok(Ok(value)) => {
+            tracing::trace!(call = name, took = ?begun.elapsed(), "kernel call");
+            Ok(value)
+        }
         Ok(Err(_)) => Err(WorkerError::Died { name }),
         Err(_) => {
             STUCK.fetch_add(1, Ordering::Relaxed);

@@ -7,7 +7,7 @@ use std::{collections::HashMap, time::Duration};
 use anyhow::{Result, ensure};
 
 use super::{
-    failover::{BACK, CARRIED, NODE, PACE, Round, Subject, longest_since},
+    failover::{BACK, CARRIED, NODE, OURS, PACE, Round, Subject, longest_since},
     fault::Fault,
 };
 use crate::{
@@ -23,6 +23,8 @@ use crate::{
 
 /// How long only one path must have carried before it counts as the one that is used.
 const SETTLED: Duration = Duration::from_secs(1);
+/// Time to come to that: three times the longest interval at which multipathd looks at a path, 20 s.
+const SETTLE: Duration = Duration::from_secs(60);
 
 /// The LUN with a path in each of two port groups.
 pub(super) struct Standby {
@@ -66,19 +68,24 @@ impl Standby {
         self.groups.set(target, SECOND, State::Standby).await
     }
 
-    /// From the first path used alone to the second one, which the array was told to use.
+    /// From the first path used alone to the second one, which the array was told to use. No figure where a peer does not come to the former.
     pub(super) async fn round(&self, subject: &Subject<'_>, name: &str) -> Result<Round> {
         let cluster = subject.cluster;
         let (guest, target) = (cluster.guest(NODE), cluster.lab.array());
         let writer = Writer::start_paced(&cluster.lab, guest, name, &subject.device, PACE).await?;
-        wait::until("the optimized path alone carries", BACK, async || {
+        let settled = wait::until("the optimized path alone carries", SETTLE, async || {
             let before = inspect::paths(guest, &subject.map).await?;
             tokio::time::sleep(SETTLED).await;
             let (first, other) = self.requests(subject, &before).await?;
             ensure!(first >= CARRIED && other == 0, "{first} and {other} requests");
             Ok(true)
         })
-        .await?;
+        .await;
+        if let Err(error) = settled {
+            ensure!(subject.manager != OURS, "{error:#}");
+            writer.stop(guest, BACK).await?;
+            return Ok(Round::default());
+        }
         let earlier = writer.acknowledged(guest).await?.len();
         Fault::Standby.begin(guest, target).await?;
         if let Some(held) = Fault::Standby.held() {

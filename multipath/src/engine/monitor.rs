@@ -77,13 +77,16 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Forgets the checks of a path in use, once it is used for as long as it would be left alone after the last: a device that says it is
-    /// well and fails what it is given (a port whose array refuses to take it into use) is not to be tried ten times a second.
-    fn carries(&mut self, path: DevNo) {
+    /// A path is in use. True once it is so for as long as it would have been left alone after its last check; only then its checks are
+    /// forgotten: a device that says it is well and fails what it is given (a port whose array refuses to take it into use) is not to be
+    /// tried ten times a second.
+    fn carries(&mut self, path: DevNo) -> bool {
         let now = Instant::now();
-        if self.checked.get(&path).is_some_and(|(_, until)| *until <= now) {
+        let lasts = self.checked.get(&path).is_none_or(|(_, until)| *until <= now);
+        if lasts {
             self.checked.remove(&path);
         }
+        lasts
     }
 }
 
@@ -241,17 +244,22 @@ impl Engine {
                     } else {
                         memory.get().blocked.remove(&path.devno);
                     }
-                    match (path.active, path.device_state.as_str()) {
-                        (true, "running") => {
-                            memory.get().carries(path.devno);
-                            continue;
+                    well &= match (path.active, path.device_state.as_str()) {
+                        (true, "running") => memory.get().carries(path.devno),
+                        (true, _) => {
+                            self.suspect(map, path, memory);
+                            false
                         }
-                        (true, _) => self.suspect(map, path, memory),
-                        (false, "running") => self.check(map, path, memory),
+                        (false, "running") => {
+                            self.check(map, path, memory);
+                            false
+                        }
                         // Its device says when it is back; then it is checked at once.
-                        (false, _) => drop(memory.get().checked.remove(&path.devno)),
-                    }
-                    well = false;
+                        (false, _) => {
+                            memory.get().checked.remove(&path.devno);
+                            false
+                        }
+                    };
                 }
             }
             if !well {

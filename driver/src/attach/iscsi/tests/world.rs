@@ -262,7 +262,12 @@ impl World {
             ["-o", "new"] => std::fs::create_dir_all(entry).expect("entry"),
             ["-o", "update", settings @ ..] => {
                 let text = settings.join(" ");
-                assert!(text.contains("-n node.session.scan -v manual"), "{text}");
+                for wanted in [
+                    "node.session.scan -v manual",
+                    "node.session.iscsi.DefaultTime2Wait -v 0",
+                ] {
+                    assert!(text.contains(wanted), "{text}");
+                }
             }
             ["-o", "delete"] => {
                 std::fs::remove_dir_all(entry).expect("entry");
