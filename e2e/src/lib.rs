@@ -12,11 +12,12 @@
 //! - `kind_lab`: the walk of `make e2e-kind` in a guest
 //! - `writer`: the checksummed writer (binary `lab-writer`)
 //! - `suites`: what is proved; `demo`: the main job to watch
-//! - `maps`: the engine alone in a guest (binary `lab-maps`)
+//! - `maps`: the engine alone in a guest, `bare`: not even that (binary `lab-maps`)
 //! - `bench`: figures beside the usual way; `figures`: how they get into `docs/benchmarks.md`
 
 pub mod agent;
 pub mod artifacts;
+pub mod bare;
 pub mod bench;
 mod by_hand;
 pub mod check;

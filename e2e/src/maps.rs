@@ -104,8 +104,8 @@ fn units(host: &Host) -> BTreeMap<Wwid, Vec<Hctl>> {
     let mut units: BTreeMap<Wwid, Vec<Hctl>> = BTreeMap::new();
     let all = host.sysfs.list("class/scsi_device").unwrap_or_default();
     for hctl in all.iter().filter_map(|name| name.parse::<Hctl>().ok()) {
-        let page =
-            scsi_device::find(host, &hctl).and_then(|disk| host.scsi.inquiry_vpd(&disk.name, 0x83).ok());
+        let page = scsi_device::find(host, &hctl)
+            .and_then(|disk| host.scsi.inquiry_vpd(disk.devno, &disk.name, 0x83).ok());
         let found = page.and_then(|page| parse_vpd_83(&page).ok()).unwrap_or_default();
         if let Some(wwid) = found.into_iter().find(|wwid| wwid.as_str().starts_with("naa.")) {
             units.entry(wwid).or_default().push(hctl);

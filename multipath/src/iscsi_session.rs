@@ -4,21 +4,20 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::{Hctl, Host, ScsiDisk};
 
-/// Numbers of all sessions that are logged in, by their number.
+/// Numbers of all sessions, whatever their state.
 #[must_use]
-pub fn logged_in(host: &Host) -> Vec<u32> {
+pub fn all(host: &Host) -> Vec<u32> {
     let names = host.sysfs.list("class/iscsi_session").unwrap_or_default();
-    let logged_in = |session: &u32| {
-        let state = host
-            .sysfs
-            .read(&format!("class/iscsi_session/session{session}/state"));
-        state.is_ok_and(|state| state == "LOGGED_IN")
-    };
     names
         .iter()
         .filter_map(|name| name.strip_prefix("session")?.parse().ok())
-        .filter(logged_in)
         .collect()
+}
+
+/// A session carries I/O.
+#[must_use]
+pub fn is_logged_in(host: &Host, session: u32) -> bool {
+    state(host, session).is_some_and(|state| state == "LOGGED_IN")
 }
 
 /// The state of a session: `LOGGED_IN`, `FAILED` or `FREE` (drivers/scsi/scsi_transport_iscsi.c, iscsi_session_state_names).

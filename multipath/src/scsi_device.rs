@@ -3,7 +3,7 @@
 //! Never scans more than one H:C:T:L, and never deletes a disk that is not the very one that the caller saw (kernel names are used again;
 //! the disk sequence number is not).
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -179,7 +179,7 @@ const LONGEST_LOOK: Duration = Duration::from_millis(64);
 fn can_be_opened(host: &Host, disk: &ScsiDisk) -> bool {
     let missing = || {
         host.scsi
-            .inquiry_standard(&disk.name)
+            .inquiry_standard(disk.devno, &disk.name)
             .is_err_and(|error| error.is_missing())
     };
     !disk.is_running() || !missing()
@@ -190,7 +190,20 @@ fn can_be_opened(host: &Host, disk: &ScsiDisk) -> bool {
 /// # Errors
 /// See [`ScanError`]; nothing else than the one address was scanned.
 pub async fn scan(host: &Host, hctl: &Hctl, deadline: Duration) -> Result<ScsiDisk, ScanError> {
-    let (until, hctl) = (Instant::now() + deadline, *hctl);
+    scan_until(host, *hctl, deadline, |host, disk| {
+        can_be_opened(host, &disk).then_some(disk)
+    })
+    .await
+}
+
+/// Scans one address, and asks `ready` of its disk, which blocks, until it has an answer.
+pub(crate) async fn scan_until<T: Send + 'static>(
+    host: &Host,
+    hctl: Hctl,
+    deadline: Duration,
+    ready: impl Fn(&Host, ScsiDisk) -> Option<T> + Send + Sync + 'static,
+) -> Result<T, ScanError> {
+    let until = Instant::now() + deadline;
     let scanning = host.clone();
     worker::run("scsi-scan", deadline, move || {
         let order = format!("{} {} {}", hctl.channel, hctl.target, hctl.lun);
@@ -201,20 +214,23 @@ pub async fn scan(host: &Host, hctl: &Hctl, deadline: Duration) -> Result<ScsiDi
     .await?
     .map_err(|source| ScanError::Scan { hctl, source })?;
     let mut pause = FIRST_LOOK;
+    let ready = Arc::new(ready);
     loop {
-        let looking = host.clone();
+        let (looking, ready) = (host.clone(), ready.clone());
         let found = worker::run("scsi-find", deadline, move || {
-            let disk =
-                find(&looking, &hctl).filter(|disk| disk.size_bytes > 0 && can_be_opened(&looking, disk));
-            (disk, looking.sysfs.exists(&device_directory(hctl)))
+            let disk = find(&looking, &hctl).filter(|disk| disk.size_bytes > 0);
+            match disk.and_then(|disk| ready(&looking, disk)) {
+                Some(answer) => Ok(answer),
+                None => Err(looking.sysfs.exists(&device_directory(hctl))),
+            }
         })
         .await?;
         match found {
-            (Some(disk), _) => return Ok(disk),
+            Ok(answer) => return Ok(answer),
             // The scan is synchronous: a device that is not there now does not come.
-            (None, false) => return Err(ScanError::NoLun { hctl }),
-            (None, true) if Instant::now() >= until => return Err(ScanError::NoDisk { hctl, deadline }),
-            (None, true) => {}
+            Err(false) => return Err(ScanError::NoLun { hctl }),
+            Err(true) if Instant::now() >= until => return Err(ScanError::NoDisk { hctl, deadline }),
+            Err(true) => {}
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_LOOK);

@@ -1,7 +1,8 @@
 //! The threads on which blocking kernel calls live.
 //!
-//! A call to a dead path may never come back: SG_IO, a sysfs scan, an umount. Each runs on a thread of its own, the caller waits for it
-//! with a deadline, and a thread that overruns is left behind and counted, never joined. Nothing here may block an async worker.
+//! A call to a dead path may never come back: SG_IO, a sysfs scan, an umount. Each has a thread to itself while it lasts ([`threads`]), the
+//! caller waits for it with a deadline, and a thread that overruns is left behind and counted, never joined. Nothing here may block an async
+//! worker.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -10,6 +11,7 @@ use std::{
 
 use tokio::{sync::oneshot, time::Instant};
 
+mod threads;
 #[cfg(test)]
 pub(crate) mod virtual_time;
 
@@ -52,7 +54,7 @@ pub fn stuck() -> usize {
     STUCK.load(Ordering::Relaxed)
 }
 
-/// Runs `f` on a thread of its own and waits for it until the deadline.
+/// Runs `f` on a thread that does nothing else meanwhile, and waits for it until the deadline.
 ///
 /// The work goes on when the deadline passes or the caller is dropped: a kernel call cannot be taken back.
 pub async fn run<T: Send + 'static>(
@@ -68,18 +70,14 @@ pub async fn run<T: Send + 'static>(
     let begun = Instant::now();
     #[cfg(test)]
     let hold = virtual_time::Hold::new();
-    std::thread::Builder::new()
-        // Linux shows 15 bytes of a thread's name.
-        .name(name.chars().take(15).collect())
-        .stack_size(256 * 1024)
-        .spawn(move || {
-            #[cfg(test)]
-            let _hold = virtual_time::enter(hold);
-            let value = f();
-            // An error means that nobody waits any more.
-            let _ = done.send(value);
-        })
-        .map_err(|_| WorkerError::Died { name })?;
+    let call = move || {
+        #[cfg(test)]
+        let _hold = virtual_time::enter(hold);
+        let value = f();
+        // An error means that nobody waits any more.
+        let _ = done.send(value);
+    };
+    threads::hand_over(name, call).map_err(|_| WorkerError::Died { name })?;
     match tokio::time::timeout(deadline, &mut result).await {
         Ok(Ok(value)) => {
             tracing::trace!(call = name, took = ?begun.elapsed(), "kernel call");

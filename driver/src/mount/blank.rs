@@ -51,18 +51,29 @@ pub fn first_content(
     name: &str,
     size: u64,
 ) -> io::Result<Option<u64>> {
-    for place in places(size) {
-        let length = usize::try_from(place.end - place.start).map_err(io::Error::other)?;
-        let data = block.read_at(devno, name, place.start, length)?;
-        if data.len() != length {
-            let text = format!("read {} of {length} bytes at offset {}", data.len(), place.start);
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
+    let places = places(size);
+    // What was read of each, in turn.
+    let (mut read, mut found, mut short) = (0, None, None);
+    block.read_places(devno, name, &places, &mut |offset, data| {
+        let wanted = places[read].end - places[read].start;
+        read += 1;
+        if data.len() as u64 != wanted {
+            short = Some(format!(
+                "read {} of {wanted} bytes at offset {offset}",
+                data.len()
+            ));
         }
-        if let Some(at) = first_nonzero(&data) {
-            return Ok(Some(place.start + at as u64));
+        found = first_nonzero(data).map(|at| offset + at as u64);
+        found.is_none() && short.is_none()
+    })?;
+    match (found, short) {
+        (Some(at), _) => Ok(Some(at)),
+        (None, None) if read == places.len() => Ok(None),
+        (None, short) => {
+            let text = short.unwrap_or_else(|| format!("read {read} of {} places", places.len()));
+            Err(io::Error::new(io::ErrorKind::UnexpectedEof, text))
         }
     }
-    Ok(None)
 }
 
 /// Compares whole pieces first: megabytes of zeros are the usual case.

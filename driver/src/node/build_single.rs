@@ -4,6 +4,7 @@
 //! volume's, nor one that something else holds.
 
 use storagelink_multipath::{ProvenPath, Wwid, engine::BuildError, scsi_device, worker};
+use tonic::Code;
 
 use super::{
     build_up::{ATTACH, PROVE},
@@ -12,7 +13,7 @@ use super::{
     journal::Entry,
     single::{Single, SingleDisk},
     stage::{StageError, Work},
-    transport::Attached,
+    transport::{Attached, TransportError},
     validate::Access,
     view::Top,
 };
@@ -88,44 +89,38 @@ impl Work<'_> {
     async fn one_path(&self, wwid: &Wwid) -> Result<ProvenPath, StageError> {
         let portals = &self.request.context.portals;
         let first = usize::try_from(self.volume.as_u128() % portals.len().max(1) as u128).unwrap_or(0);
-        let mut last = None;
-        let mut missing: Vec<String> = Vec::new();
+        let mut errors: Vec<(&Portal, TransportError)> = Vec::new();
         for portal in portals.iter().cycle().skip(first).take(portals.len()) {
-            match self.path_over(portal, wwid).await {
-                Ok(path) => return Ok(path),
-                // Another portal does not lead elsewhere: the array shows another disk, and that is what has to be told.
-                Err(error @ StageError::WrongIdentity { .. }) => return Err(error),
+            let context = PublishContext {
+                portals: vec![portal.clone()],
+                ..self.request.context.clone()
+            };
+            match self.node.transport.attach(&context, ATTACH).await {
+                Ok(Attached { paths, .. }) => {
+                    if let Some(path) = paths.into_iter().next() {
+                        return Ok(path);
+                    }
+                }
                 Err(error) => {
-                    let text = chain(&error);
-                    tracing::warn!(volume.id = %self.volume, %portal, error = text, "no path over this portal");
-                    missing.push(format!("{portal}: {text}"));
-                    last = Some(error);
+                    tracing::warn!(volume.id = %self.volume, %portal, error = chain(&error), "no path over this portal");
+                    errors.push((portal, error));
                 }
             }
         }
-        match last {
-            Some(error) if portals.len() == 1 => Err(error),
-            _ => Err(StageError::NoPath {
-                volume: self.volume,
-                wwid: wwid.to_string(),
-                errors: missing.join("; "),
-            }),
-        }
-    }
-
-    async fn path_over(&self, portal: &Portal, wwid: &Wwid) -> Result<ProvenPath, StageError> {
         let volume = self.volume;
-        let context = PublishContext {
-            portals: vec![portal.clone()],
-            ..self.request.context.clone()
-        };
-        let attached = self.node.transport.attach(&context, ATTACH).await;
-        let Attached { paths, .. } = attached.map_err(|source| StageError::Transport { volume, source })?;
-        let proven = self.prove(paths, wwid).await?;
-        proven.into_iter().next().ok_or_else(|| StageError::NoPath {
+        // All say that somebody must change something first (the array shows another disk): the first of them is what has to be told.
+        let hopeless = errors
+            .iter()
+            .all(|(_, error)| error.code == Code::FailedPrecondition);
+        if (hopeless || errors.len() == 1) && !errors.is_empty() {
+            let (_, source) = errors.swap_remove(0);
+            return Err(StageError::Transport { volume, source });
+        }
+        let told = |(portal, error): &(&Portal, TransportError)| format!("{portal}: {}", chain(error));
+        Err(StageError::NoPath {
             volume,
             wwid: wwid.to_string(),
-            errors: format!("{portal}: no path"),
+            errors: errors.iter().map(told).collect::<Vec<_>>().join("; "),
         })
     }
 

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use storagelink_multipath::{Hctl, Map, MapSpec, ProvenPath, Wwid, engine::ProveError, scsi_device, worker};
+use storagelink_multipath::{Map, MapSpec, ProvenPath, Wwid};
 
 use super::{
     fault::Fault,
@@ -39,12 +39,13 @@ impl Work<'_> {
         let wwid = self.wwid()?;
         entry.single = None;
         let attached = self.node.transport.attach(&self.request.context, ATTACH).await;
-        let Attached { paths, missing } =
-            attached.map_err(|source| StageError::Transport { volume, source })?;
+        let Attached {
+            paths: proven,
+            missing,
+        } = attached.map_err(|source| StageError::Transport { volume, source })?;
         for (portal, error) in &missing {
             tracing::warn!(volume.id = %volume, %portal, error, "path is missing, it is brought up in the background");
         }
-        let proven = self.prove(paths, &wwid).await?;
         self.enough(&proven)?;
         self.remark(proven.len());
         let spec = MapSpec {
@@ -117,68 +118,6 @@ impl Work<'_> {
         };
         // An error: nobody listens.
         let _ = self.node.remarks.send(Remark::of_node("FewPaths", text));
-    }
-
-    /// Every path's identity, read from it now, all at once. A path that does not prove it is taken away.
-    pub(super) async fn prove(&self, paths: Vec<Hctl>, wwid: &Wwid) -> Result<Vec<ProvenPath>, StageError> {
-        let checks: Vec<_> = paths
-            .into_iter()
-            .map(|hctl| {
-                let (engine, wwid) = (self.node.engine.clone(), wwid.clone());
-                let label = hctl.to_string();
-                (
-                    hctl,
-                    label,
-                    tokio::spawn(async move { engine.prove(hctl, &wwid, PROVE).await }),
-                )
-            })
-            .collect();
-        let (mut proven, mut wrong, mut errors) = (Vec::new(), Vec::new(), Vec::new());
-        for (hctl, label, check) in checks {
-            match check
-                .await
-                .unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
-            {
-                Ok(path) => proven.push(path),
-                Err(error) => {
-                    let text = format!("{label}: {}", chain(&error));
-                    tracing::warn!(volume.id = %self.volume, path = label, error = text, "path is left out");
-                    if matches!(error, ProveError::Mismatch { .. }) {
-                        wrong.push(text);
-                    } else {
-                        errors.push(text);
-                    }
-                    self.drop_device(hctl).await;
-                }
-            }
-        }
-        let (volume, wwid) = (self.volume, wwid.to_string());
-        match (proven.is_empty(), wrong.is_empty()) {
-            (false, _) => Ok(proven),
-            (true, false) => Err(StageError::WrongIdentity {
-                volume,
-                wwid,
-                found: wrong.join("; "),
-            }),
-            (true, true) => Err(StageError::NoPath {
-                volume,
-                wwid,
-                errors: errors.join("; "),
-            }),
-        }
-    }
-
-    /// Deletes the device of a path that was left out, so that nothing on this host takes it for the volume.
-    async fn drop_device(&self, hctl: Hctl) {
-        let host = self.node.host.clone();
-        let found = worker::run("find-path", PROVE, move || scsi_device::find(&host, &hctl)).await;
-        // One that is in a map is the path monitor's to judge.
-        if let Ok(Some(disk)) = found
-            && disk.holders.is_empty()
-            && let Err(error) = self.node.transport.detach(&[disk], None).await
-        {
-            tracing::warn!(volume.id = %self.volume, error = chain(&error), "cannot delete the device of a wrong path");
-        }
     }
 
     /// A map with the volume's size. A session that was there before may remember an older size.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use storagelink_multipath::{Hctl, ScsiDisk};
+use storagelink_multipath::{ProvenPath, ScsiDisk};
 use tonic::Code;
 
 use super::transport::{Answer, Attached, Transport, TransportError};
@@ -33,7 +33,7 @@ impl Transport for Initiator {
         })
     }
 
-    fn attach_one<'a>(&'a self, portal: &'a Portal, context: &'a PublishContext) -> Answer<'a, Hctl> {
+    fn attach_one<'a>(&'a self, portal: &'a Portal, context: &'a PublishContext) -> Answer<'a, ProvenPath> {
         Box::pin(async move {
             Self::attach_one(self, portal, context)
                 .await

@@ -24,8 +24,6 @@ use crate::{
 const SHORTEST: Duration = Duration::from_secs(2);
 /// Longest pause between two rounds.
 const LONGEST: Duration = Duration::from_secs(60);
-/// Time limit of the identity check of one path.
-const PROVE: Duration = Duration::from_secs(10);
 /// How long [`Joins::stop`] waits: a little more than one path may take.
 const STOP: Duration = Duration::from_secs(20);
 
@@ -152,14 +150,9 @@ impl Work {
     }
 
     async fn one(&self, portal: &Portal) -> Result<(), String> {
-        let hctl = self
+        let proven = self
             .transport
             .attach_one(portal, &self.context)
-            .await
-            .map_err(|e| chain(&e))?;
-        let proven = self
-            .engine
-            .prove(hctl, &self.wwid, PROVE)
             .await
             .map_err(|e| chain(&e))?;
         self.engine

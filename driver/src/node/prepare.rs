@@ -198,20 +198,21 @@ impl Preparer<'_> {
         read_only: bool,
         entry: &mut Entry,
     ) -> Result<Superblock, PrepareError> {
-        let content = self.first_content(disk).await?;
+        // Both look at the same time: blkid reads what is on its way already.
+        let (content, signature) = tokio::join!(
+            self.first_content(disk),
+            filesystem::signature(self.programs, &disk.node)
+        );
+        let content = content?;
         let again = content.is_some() && entry.may_format_again();
         if let Some(at) = content
             && !again
         {
-            // Only to name it: what is not zero is not formatted, whether blkid knows it or not.
-            let name = filesystem::signature(self.programs, &disk.node)
-                .await
-                .ok()
-                .flatten();
-            let what = name.unwrap_or_else(|| format!("data at byte {at}"));
+            // blkid only names it: what is not zero is not formatted, whether that is known or not.
+            let what = signature.ok().flatten();
             return Err(PrepareError::NotBlank {
                 volume: self.volume,
-                what,
+                what: what.unwrap_or_else(|| format!("data at byte {at}")),
             });
         }
         if !self.may_format {
@@ -220,10 +221,7 @@ impl Preparer<'_> {
         if read_only {
             return Err(PrepareError::BlankReadOnly { volume: self.volume });
         }
-        if let Some(what) = filesystem::signature(self.programs, &disk.node)
-            .await
-            .map_err(|e| self.fs(e))?
-        {
+        if let Some(what) = signature.map_err(|e| self.fs(e))? {
             return Err(PrepareError::NotBlank {
                 volume: self.volume,
                 what,

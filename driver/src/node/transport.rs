@@ -4,7 +4,9 @@
 
 use std::{future::Future, pin::Pin, time::Duration};
 
-use storagelink_multipath::{Hctl, ScsiDisk};
+#[cfg(doc)]
+use storagelink_multipath::engine::PROOF;
+use storagelink_multipath::{ProvenPath, ScsiDisk};
 use tonic::Code;
 
 use crate::publish_context::{Portal, PublishContext};
@@ -12,8 +14,8 @@ use crate::publish_context::{Portal, PublishContext};
 /// What an attach brought.
 #[derive(Debug)]
 pub struct Attached {
-    /// Addresses of the devices that were found. At least one.
-    pub paths: Vec<Hctl>,
+    /// The paths, each proven by its live identity within the last second ([`PROOF`]). At least one.
+    pub paths: Vec<ProvenPath>,
     /// The portals that gave none yet, each with the reason in words.
     pub missing: Vec<(Portal, String)>,
 }
@@ -39,7 +41,7 @@ pub trait Transport: Send + Sync {
     /// Brings up as many of the volume's paths as come quickly. One is success; none is an error that leaves nothing.
     fn attach<'a>(&'a self, context: &'a PublishContext, deadline: Duration) -> Answer<'a, Attached>;
     /// Brings up the path through one portal. Must have ended before the volume is detached.
-    fn attach_one<'a>(&'a self, portal: &'a Portal, context: &'a PublishContext) -> Answer<'a, Hctl>;
+    fn attach_one<'a>(&'a self, portal: &'a Portal, context: &'a PublishContext) -> Answer<'a, ProvenPath>;
     /// Deletes these devices, and with a context every other device of the volume; then ends the sessions that are ours
     /// and that nobody uses. Nothing there is success.
     fn detach<'a>(&'a self, disks: &'a [ScsiDisk], context: Option<&'a PublishContext>) -> Answer<'a, ()>;

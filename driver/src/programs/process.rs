@@ -49,7 +49,8 @@ pub(super) async fn run(
     network: &NetNamespace,
 ) -> Result<Finished, ProgramError> {
     let program = invocation.program;
-    let deadline = Instant::now() + invocation.timeout;
+    let begun = Instant::now();
+    let deadline = begun + invocation.timeout;
     let mut child =
         spawn(executable, before, path, &invocation.args, network).map_err(|source| ProgramError::Start {
             program,
@@ -112,6 +113,8 @@ pub(super) async fn run(
         (Some(code), _) => Exit::Code(code),
         (None, signal) => Exit::Signal(signal.unwrap_or_default()),
     };
+    // Not its arguments: the log is no place for them.
+    tracing::trace!(%program, took = ?begun.elapsed(), "program");
     Ok(Finished {
         program,
         exit,

@@ -61,6 +61,10 @@ pub(super) async fn run(report: &Report, lab: &Lab, amount: &Amount) -> Result<S
     report
         .step("two thousand disks of scsi_debug", disks(guest))
         .await?;
+    start(guest, &program, 0).await?;
+    let none = report.step("without a map", rest(guest, amount.idle / 5)).await?;
+    report.say(format!("      {none:?}"));
+    kill(guest).await?;
     report
         .step("100 maps of four paths", build(guest, &program, FEW))
         .await?;
@@ -82,7 +86,7 @@ pub(super) async fn run(report: &Report, lab: &Lab, amount: &Amount) -> Result<S
     let adopted = report
         .step("SIGKILL, adoption", start(guest, &program, MAPS))
         .await?;
-    Ok(part(slower, few, many, &failover, adopted))
+    Ok(part(slower, [none, few, many], &failover, adopted))
 }
 
 /// How many times as long looks at sysfs, which are most of what the engine does at rest, take in the guest as on the machine.
@@ -218,18 +222,19 @@ fn json<T: DeserializeOwned>(text: &[u8]) -> Result<T> {
 }
 
 #[allow(clippy::cast_precision_loss, reason = "figures to read")]
-fn part(slower: f64, few: Rest, many: Rest, failover: &Failover, adopted: Adopted) -> String {
+fn part(slower: f64, rests: [Rest; 3], failover: &Failover, adopted: Adopted) -> String {
     let mut text = format!(
         "A look at sysfs, as the engine looks at a path, takes {slower:.1} times as long in this guest as on the machine.\n\n| | measured |\n| --- | --- |\n"
     );
-    for (maps, rest) in [(FEW, few), (MAPS, many)] {
+    let of_maps = [0, FEW, MAPS].into_iter().zip(rests);
+    for (maps, rest) in of_maps.clone() {
         let _ = writeln!(
             text,
             "| resident memory, {maps} maps | {:.1} MiB |",
             rest.kib as f64 / 1024.0
         );
     }
-    for (maps, rest) in [(FEW, few), (MAPS, many)] {
+    for (maps, rest) in of_maps {
         let _ = writeln!(
             text,
             "| processor time at rest, {maps} maps | {:.2} % of one emulated core over {:.0} s; by the factor above {:.2} % of one of the machine's |",

@@ -43,6 +43,9 @@ struct Single {
     next_unstage: Rounds,
     /// With its file system.
     again_stage: Rounds,
+    /// The least of it, by nobody: scan, mkfs and mount alone.
+    bare_next: Rounds,
+    bare_again: Rounds,
 }
 
 /// All volumes at once.
@@ -53,8 +56,12 @@ struct Many {
 
 /// Measures; the part of the file.
 pub(super) async fn run(report: &Report, cluster: &mut Cluster, amount: &Amount) -> Result<String> {
+    let program = cluster.lab.program("lab-maps");
     let ours = report
-        .step("single volumes, by the plugin", ours(cluster, amount.rounds))
+        .step(
+            "single volumes, by the plugin",
+            ours(cluster, &program, amount.rounds),
+        )
         .await?;
     let many = report
         .step(
@@ -115,20 +122,37 @@ async fn release(cluster: &Cluster, all: Vec<Mapped>) -> Result<()> {
     Ok(())
 }
 
-async fn ours(cluster: &Cluster, rounds: u32) -> Result<Single> {
+async fn ours(cluster: &Cluster, program: &str, rounds: u32) -> Result<Single> {
     let mut single = Single::default();
     for round in 0..rounds {
-        let pair = mapped(cluster, &format!("ours{round}"), 2).await?;
-        let [first, next] = &pair[..] else { continue };
+        let pair = mapped(cluster, &format!("ours{round}"), 3).await?;
+        let [first, next, alone] = &pair[..] else { continue };
         single.first_stage.push(stage(cluster, first).await?);
         single.next_stage.push(stage(cluster, next).await?);
         single.next_unstage.push(unstage(cluster, next).await?);
         single.again_stage.push(stage(cluster, next).await?);
         unstage(cluster, next).await?;
+        single
+            .bare_next
+            .push(bare(cluster, program, alone, &["--make"]).await?);
+        single.bare_again.push(bare(cluster, program, alone, &[]).await?);
         single.first_unstage.push(unstage(cluster, first).await?);
         release(cluster, pair).await?;
     }
     Ok(single)
+}
+
+/// Scan, file system if `how` says so, and mount, with nothing around them.
+async fn bare(cluster: &Cluster, program: &str, mapped: &Mapped, how: &[&str]) -> Result<Duration> {
+    let lun = mapped.context.get("lun").context("a LUN number")?;
+    let staging = mapped.volume.staging();
+    let argv = [&[program, "bare", lun, &staging], how].concat();
+    let done = cluster.guest(NODE).run(&argv, &[], LIMIT).await?;
+    let micros = serde_json::from_slice(&done.stdout).with_context(|| {
+        let said = String::from_utf8_lossy(&done.stderr);
+        format!("exit {}: {said}", done.exit)
+    })?;
+    Ok(Duration::from_micros(micros))
 }
 
 async fn stage(cluster: &Cluster, mapped: &Mapped) -> Result<Duration> {
@@ -258,39 +282,51 @@ type OfMany = fn(&Many) -> Duration;
 fn part(ours: &Single, theirs: &Single, many: &Many, theirs_many: Option<&Many>, amount: &Amount) -> String {
     let mut text = format!(
         "{} rounds, median / worst; {} volumes once, {AT_ONCE} calls at a time. New ext4 volumes of {} MiB over two paths.\n\n\
-         | | usual way (multipathd, stock) | storagelink | usual / ours |\n| --- | --- | --- | --- |\n",
+         | | usual way (multipathd, stock) | storagelink | usual / ours | scan, mkfs, mount alone |\n| --- | --- | --- | --- | --- |\n",
         amount.rounds,
         amount.volumes,
         SIZE >> 20
     );
-    let rows: [(&str, OfSingle); 5] = [
-        ("stage, first on the node: login, mkfs", |single| {
-            &single.first_stage
-        }),
-        ("stage, sessions up: rescan, mkfs", |single| &single.next_stage),
-        ("stage, sessions up, with its file system", |single| {
-            &single.again_stage
-        }),
-        ("unstage, sessions stay", |single| &single.next_unstage),
-        ("unstage, last on the node: logout", |single| {
-            &single.first_unstage
-        }),
+    let none = Rounds::default();
+    let rows: [(&str, OfSingle, &Rounds); 5] = [
+        (
+            "stage, first on the node: login, mkfs",
+            |single| &single.first_stage,
+            &none,
+        ),
+        (
+            "stage, sessions up: rescan, mkfs",
+            |single| &single.next_stage,
+            &ours.bare_next,
+        ),
+        (
+            "stage, sessions up, with its file system",
+            |single| &single.again_stage,
+            &ours.bare_again,
+        ),
+        ("unstage, sessions stay", |single| &single.next_unstage, &none),
+        (
+            "unstage, last on the node: logout",
+            |single| &single.first_unstage,
+            &none,
+        ),
     ];
-    for (title, of) in rows {
+    for (title, of, bare) in rows {
         let (usual, own) = (of(theirs), of(ours));
         let _ = writeln!(
             text,
-            "| {title} | {} | {} | {} |",
+            "| {title} | {} | {} | {} | {} |",
             usual.cell(),
             own.cell(),
-            times(usual.median(), own.median())
+            times(usual.median(), own.median()),
+            bare.cell()
         );
     }
     let rows: [(&str, OfMany); 2] = [("staged", |many| many.stage), ("unstaged", |many| many.unstage)];
     for (title, of) in rows {
         let _ = writeln!(
             text,
-            "| {} volumes {title} | {} | {} | {} |",
+            "| {} volumes {title} | {} | {} | {} | - |",
             amount.volumes,
             theirs_many.map_or_else(|| "did not end well".to_owned(), |many| seconds(of(many))),
             seconds(of(many)),
@@ -310,7 +346,7 @@ fn times(usual: Duration, ours: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::{Many, Single, part};
-    use crate::bench::Amount;
+    use crate::{bench::Amount, figures::Rounds};
     use std::time::Duration;
 
     #[test]
@@ -323,6 +359,8 @@ mod tests {
                 next_stage: rounds(),
                 next_unstage: rounds(),
                 again_stage: rounds(),
+                bare_next: [Duration::from_millis(100)].into_iter().collect(),
+                bare_again: Rounds::default(),
             }
         };
         let many = Many {
@@ -337,11 +375,11 @@ mod tests {
         };
         let text = part(&single(200), &single(2000), &many, None, &amount);
         assert!(
-            text.contains("| stage, sessions up: rescan, mkfs | 2.00 s / 2.00 s | 0.20 s / 0.20 s | 10.0 |"),
+            text.contains("| stage, sessions up: rescan, mkfs | 2.00 s / 2.00 s | 0.20 s / 0.20 s | 10.0 | 0.10 s / 0.10 s |"),
             "{text}"
         );
         assert!(
-            text.contains("| 100 volumes staged | did not end well | 10.00 s | - |"),
+            text.contains("| 100 volumes staged | did not end well | 10.00 s | - | - |"),
             "{text}"
         );
     }

@@ -1,10 +1,10 @@
-//! `lab-maps build <count>`, `lab-maps touch`, `lab-maps watch`, `lab-maps look`: the engine alone, in a guest. Results are lines of JSON.
+//! `lab-maps build <count>`, `lab-maps touch`, `lab-maps watch`, `lab-maps look`: the engine alone, in a guest; `lab-maps bare`: the kernel alone. Results are lines of JSON.
 
-use std::{process::ExitCode, time::Instant};
+use std::{path::PathBuf, process::ExitCode, time::Instant};
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use storagelink_e2e::maps;
+use storagelink_e2e::{bare, maps};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Parser)]
@@ -19,6 +19,16 @@ enum Arguments {
     Touch,
     /// Adopt the maps and watch them until SIGTERM
     Watch,
+    /// Scan a LUN over every session, mount it, and undo that; the microseconds until it was mounted
+    Bare {
+        /// Its number
+        lun: u64,
+        /// Where it is mounted
+        directory: PathBuf,
+        /// Make its file system first
+        #[arg(long)]
+        make: bool,
+    },
     /// Look at sysfs many times; the microseconds that it took
     Look,
 }
@@ -46,6 +56,10 @@ fn run(arguments: &Arguments, start: Instant, say: impl Fn(serde_json::Value)) -
         match arguments {
             Arguments::Build { count } => say(serde_json::json!({"paths": maps::build(*count).await?})),
             Arguments::Touch => say(serde_json::to_value(maps::touch().await?)?),
+            Arguments::Bare { lun, directory, make } => {
+                let took = bare::stage(maps::engine().host(), *lun, *make, directory).await?;
+                say(serde_json::to_value(took.as_micros())?);
+            }
             Arguments::Look => say(maps::look()?.into()),
             Arguments::Watch => {
                 let mut term = signal(SignalKind::terminate()).context("watch SIGTERM")?;

@@ -93,7 +93,10 @@ pub async fn start_plugin_with(lab: &Lab, guest: &Guest, more: &[&str]) -> Resul
         STATE,
     ];
     let argv: Vec<&str> = argv.into_iter().chain(more.iter().copied()).collect();
-    guest.spawn(NODE, &argv, &[]).await?;
+    // Whoever looks for where a stage's time goes asks for more.
+    let log = std::env::var("STORAGELINK_LOG").ok();
+    let env: Vec<_> = log.iter().map(|log| ("STORAGELINK_LOG", log.as_str())).collect();
+    guest.spawn(NODE, &argv, &env).await?;
     serving(guest, NODE, NODE_SOCKET).await
 }
 

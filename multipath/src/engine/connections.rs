@@ -5,7 +5,8 @@
 //! address has lost its carrier. One is ended only if all that its session carries are paths of ours, and every map of these has a usable path
 //! over a connection that was answered within [`SILENT`]: a session that somebody else uses, or that carries a map's last path, is left to its
 //! own timers, and an array or a host that stands still for a second loses nothing.
-//! Sends nothing to a target. Asks the kernel about each connection every [`LOOK`]; how many volumes there are does not matter.
+//! Sends nothing to a target. Asks the kernel about the connections when one can be dead at the earliest: once a second while all are
+//! answered, every [`LOOK`] while one is not; how many volumes there are does not matter.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
 use super::{
     Engine, KERNEL_DEADLINE, Ledger, Map, full,
@@ -23,14 +24,15 @@ use super::{
 };
 use crate::{
     Host,
-    host::{Connection, DevNo},
+    host::{Answers, Connection, DevNo},
     iscsi_session::{self, Ends},
     scsi_device, worker,
 };
 
-/// How often the connections are asked for. A silent one is noticed after [`SILENT`] and at most this much.
+/// How often the connections are asked for at most. A silent one is noticed after [`SILENT`] and at most this much.
 const LOOK: Duration = Duration::from_millis(200);
-/// How often a connection is looked for that was not found when its session was first seen, and the links are looked at without an event.
+/// How often sessions are looked for where there are none, a connection that was not found when its session was first seen, and the links without an
+/// event.
 #[cfg(not(test))]
 const SEARCH: Duration = Duration::from_secs(2);
 #[cfg(test)]
@@ -50,12 +52,11 @@ impl Engine {
             .ok();
         let mut before = Look::default();
         let mut search = Instant::now();
-        let mut look = tokio::time::interval(LOOK);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut next = Instant::now();
         loop {
             let event = next_of(links.as_ref());
             let links_changed = tokio::select! {
-                _ = look.tick() => false,
+                () = tokio::time::sleep_until(next) => false,
                 event = event => match event {
                     Ok(()) => true,
                     Err(error) => {
@@ -80,9 +81,13 @@ impl Engine {
                 io::Result::Ok(look)
             })
             .await;
+            next = Instant::now() + LOOK;
             match looked {
                 // One that was not ended is judged again at the next look: the other connections may be idle, and answer only then.
-                Ok(Ok(look)) => before = look,
+                Ok(Ok(look)) => {
+                    next = Instant::now() + look.rest.unwrap_or(SEARCH);
+                    before = look;
+                }
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "cannot ask for connections");
                     search = search.max(Instant::now() + SEARCH);
@@ -122,7 +127,7 @@ fn find(host: &Host, sessions: &BTreeSet<u32>, known: &mut Known) {
 /// What was found at one time.
 #[derive(Default)]
 struct Look {
-    /// Sessions that are logged in.
+    /// Sessions that are logged in, or have an established connection.
     sessions: BTreeSet<u32>,
     /// The connections of those where they are known.
     known: Known,
@@ -132,14 +137,18 @@ struct Look {
     cut: BTreeSet<u32>,
     /// Sessions whose other end has answered just now.
     answered: BTreeSet<u32>,
+    /// Until a connection can be dead at the earliest; `None` without one.
+    rest: Option<Duration>,
 }
 
 impl Look {
     /// Asks for each connection, and looks for those of sessions that were not there before, or of all when `searching`. Blocking.
     fn at(host: &Host, before: Self, searching: bool, look_at_links: bool) -> io::Result<Self> {
-        let sessions: BTreeSet<u32> = iscsi_session::logged_in(host).into_iter().collect();
+        let mut sessions: BTreeSet<u32> = iscsi_session::all(host).into_iter().collect();
         let mut known = before.known;
         known.retain(|session, _| sessions.contains(session));
+        // Of one whose connection is known TCP tells whether it is up.
+        sessions.retain(|session| known.contains_key(session) || iscsi_session::is_logged_in(host, *session));
         if searching || !sessions.is_subset(&before.sessions) {
             find(host, &sessions, &mut known);
         }
@@ -154,6 +163,8 @@ impl Look {
         };
         for (session, connection) in known {
             let Some(answers) = host.network.answers(&connection)? else {
+                // It may have another one at the next look.
+                look.sessions.remove(&session);
                 continue;
             };
             look.known.insert(session, connection);
@@ -163,13 +174,29 @@ impl Look {
             if cut {
                 look.cut.insert(session);
             }
-            if cut || (answers.retransmits > 0 && answers.last >= SILENT) {
+            let dead = cut || (answers.retransmits > 0 && answers.last >= SILENT);
+            if dead {
                 look.dead.insert(session);
             } else if answers.last < SILENT {
                 look.answered.insert(session);
             }
+            let rest = rest(dead, &answers);
+            look.rest = Some(look.rest.map_or(rest, |least| least.min(rest)));
         }
         Ok(look)
+    }
+}
+
+/// Until a connection can be dead at the earliest, or ended.
+fn rest(dead: bool, answers: &Answers) -> Duration {
+    match SILENT.checked_sub(answers.last) {
+        // It may be ended as soon as another one answers.
+        _ if dead => LOOK,
+        Some(left) => left.max(LOOK),
+        // It is dead as soon as something is sent again.
+        None if answers.waiting => LOOK,
+        // Nothing is sent: what is sent from now on has its time.
+        None => SILENT,
     }
 }
 
@@ -232,4 +259,28 @@ fn may_end(maps: &[Map], session: u32, disks: &[DevNo], answered: &BTreeSet<u32>
     !disks.is_empty()
         && disks.iter().all(|disk| ours.contains(disk))
         && maps.iter().filter(|map| over(map)).all(elsewhere)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_asked_again_when_it_can_be_dead_at_the_earliest() {
+        let answers = |waiting, millis| Answers {
+            waiting,
+            retransmits: 0,
+            last: Duration::from_millis(millis),
+        };
+        for (dead, answers, millis) in [
+            (false, answers(true, 10), 990),
+            (false, answers(false, 10), 990),
+            (false, answers(true, 950), 200),
+            (false, answers(false, 4000), 1000),
+            (false, answers(true, 4000), 200),
+            (true, answers(true, 10), 200),
+        ] {
+            assert_eq!(rest(dead, &answers).as_millis(), millis, "{dead} {answers:?}");
+        }
+    }
 }

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     Hctl, Host, Wwid,
+    policy::PathGrouping,
     scsi_device::{self, Place},
     worker::{self, WorkerError},
     wwid::{parse_vpd_83, target_port_group},
@@ -31,9 +32,9 @@ const CYCLE: Duration = Duration::from_millis(100);
 const REST: Duration = Duration::from_secs(1);
 /// Threads that ask at the same time.
 const AT_ONCE: usize = 8;
-/// Paths that one thread asks, one after the other: a thread for each of thousands would cost more than the question. One that hangs puts
-/// those behind it off to the next cycle, where it is left out.
-const BATCH: usize = 16;
+/// Paths, or maps, that one thread asks, one after the other: to hand each of thousands to a thread would cost more than the question. A path that
+/// hangs puts those behind it off to the next cycle, where it is left out.
+const BATCH: usize = 32;
 
 impl Engine {
     /// Watches without end; hands on what it reads of all maps.
@@ -116,11 +117,17 @@ impl Engine {
             keep(answers.ok().and_then(Result::ok).unwrap_or_default());
         }
         pending.retain(|name, _| maps.iter().any(|map| map.name == *name));
-        let mut unsettled = false;
-        for map in &maps {
-            if let Some(ports) = ports.remove(&map.name) {
-                unsettled |= self.follow_array(map, ports, pending).await;
+        let mut followers = Vec::new();
+        for map in maps {
+            if self.policy(&map.wwid).grouping != PathGrouping::Multibus
+                && let Some(ports) = ports.remove(&map.name)
+            {
+                followers.push((map, ports));
             }
+        }
+        let mut unsettled = false;
+        for batch in followers.chunks(BATCH) {
+            unsettled |= self.follow_arrays(batch, pending).await;
         }
         unsettled
     }
@@ -208,7 +215,7 @@ impl Engine {
 pub(super) fn leads_to(host: &Host, path: &PathView, wwid: &Wwid) -> Result<Option<u16>, ProveError> {
     let here = Place::of(host, path.devno)
         .filter(|place| place.name == path.name && place.state(host).as_deref() == Some("running"));
-    let page = here.and_then(|place| host.scsi.inquiry_vpd(&place.name, 0x83).ok());
+    let page = here.and_then(|place| host.scsi.inquiry_vpd(path.devno, &place.name, 0x83).ok());
     let expected = |page: &Vec<u8>| parse_vpd_83(page).is_ok_and(|found| found.contains(wwid));
     if let Some(page) = page.filter(expected) {
         return Ok(target_port_group(&page));

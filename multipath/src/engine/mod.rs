@@ -47,15 +47,15 @@ pub use view::{GroupView, Map, PathView, Requests, count_requests, maps};
 use crate::{
     Hctl, Host, Policy, ScsiDisk, Wwid,
     host::{DmError, DmInfo},
-    scsi_device,
+    scsi_device::{self, ScanError},
     worker::{self, WorkerError},
     wwid::{parse_vpd_83, target_port_group},
 };
 
 /// Time for device-mapper calls on a map whose paths are well; measured at 0.1 s on an emulated machine.
 const KERNEL_DEADLINE: Duration = Duration::from_secs(20);
-/// How old the proof of a path may get while it waits for an earlier change of the map.
-const PROOF: Duration = Duration::from_secs(1);
+/// How old the proof of a path may get before the path is used: while it waits for other paths, or for an earlier change of the map.
+pub const PROOF: Duration = Duration::from_secs(1);
 /// Unit attentions that are passed over before an answer counts: after a reset a device has a few of them to tell.
 const UNIT_ATTENTIONS: usize = 5;
 
@@ -79,6 +79,15 @@ impl ProvenPath {
     pub fn wwid(&self) -> &Wwid {
         &self.wwid
     }
+}
+
+/// What a scan brought.
+#[derive(Debug)]
+pub struct Scanned {
+    /// The disk that is there now.
+    pub disk: ScsiDisk,
+    /// Whether it is the volume.
+    pub proof: Result<ProvenPath, ProveError>,
 }
 
 /// What map is wanted.
@@ -212,6 +221,20 @@ impl Engine {
     pub async fn prove(&self, hctl: Hctl, wwid: &Wwid, deadline: Duration) -> Result<ProvenPath, ProveError> {
         let (host, wwid) = (self.host.clone(), wwid.clone());
         worker::run("prove-path", deadline, move || prove(&host, hctl, &wwid)).await?
+    }
+
+    /// Scans this address, and asks the disk there, live, whether it is the volume, as soon as it can be asked.
+    ///
+    /// # Errors
+    /// See [`ScanError`]; with a disk there, [`Scanned`] says more.
+    pub async fn scan(&self, hctl: Hctl, wwid: &Wwid, deadline: Duration) -> Result<Scanned, ScanError> {
+        let wwid = wwid.clone();
+        let ready = move |host: &Host, disk: ScsiDisk| match prove_disk(host, disk.clone(), &wwid) {
+            // It is in sysfs a moment before it can be opened (block/genhd.c, device_add_disk: ENXIO until bdev_add).
+            Err(ProveError::Inquiry { source, .. }) if source.is_missing() => None,
+            proof => Some(Scanned { disk, proof }),
+        };
+        scsi_device::scan_until(&self.host, hctl, deadline, ready).await
     }
 
     /// Builds the volume's map over these paths, or finishes and extends the one that exists. Repeating it is harmless.
@@ -382,7 +405,12 @@ fn prove_anew(host: &Host, paths: Vec<ProvenPath>) -> Result<Vec<ProvenPath>, Bu
 /// Asks one disk for its identity and compares.
 fn prove(host: &Host, hctl: Hctl, wwid: &Wwid) -> Result<ProvenPath, ProveError> {
     let disk = scsi_device::find(host, &hctl).ok_or(ProveError::Missing { hctl })?;
-    let device = || disk.name.clone();
+    prove_disk(host, disk, wwid)
+}
+
+/// Asks this disk for its identity and compares.
+fn prove_disk(host: &Host, disk: ScsiDisk, wwid: &Wwid) -> Result<ProvenPath, ProveError> {
+    let (hctl, device) = (disk.hctl, || disk.name.clone());
     if !disk.is_running() {
         return Err(ProveError::NotRunning {
             hctl,
@@ -393,7 +421,7 @@ fn prove(host: &Host, hctl: Hctl, wwid: &Wwid) -> Result<ProvenPath, ProveError>
     let mut attempt = 0;
     let page = loop {
         attempt += 1;
-        match host.scsi.inquiry_vpd(&disk.name, 0x83) {
+        match host.scsi.inquiry_vpd(disk.devno, &disk.name, 0x83) {
             Ok(page) => break page,
             Err(error) if error.is_unit_attention() && attempt <= UNIT_ATTENTIONS => {}
             Err(source) => {

@@ -462,7 +462,7 @@ fn proves_itself(host: &Host, path: &PathView, wwid: &Wwid, standby: bool) -> Re
         port.give_back_soon(host);
     }
     for _ in 0..super::UNIT_ATTENTIONS {
-        match host.scsi.test_unit_ready(&path.name) {
+        match host.scsi.test_unit_ready(path.devno, &path.name) {
             Ok(()) => break,
             Err(error) if error.is_unit_attention() => {}
             Err(error) if error.is_reservation_conflict() || (standby && error.is_standby()) => break,

@@ -5,7 +5,7 @@
 //! an array whose controllers come and go must not be followed to and fro. The kernel's own cache (`access_state` in sysfs) is not looked at: it
 //! stays at `standby` until somebody sends a command. Never swaps a table while a path holds I/O.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -14,7 +14,6 @@ use crate::{
     Host,
     alua::{Member, TargetPortGroup, arrange, parse_report},
     host::DevNo,
-    policy::PathGrouping,
     scsi_device, worker,
 };
 
@@ -28,6 +27,7 @@ pub(super) const SETTLED: Duration = Duration::from_millis(300);
 pub(super) type Pending = HashMap<String, (Vec<Vec<DevNo>>, Instant)>;
 
 /// A path that has just proved that it leads to the volume.
+#[derive(Clone)]
 pub(super) struct Port {
     pub(super) path: DevNo,
     /// Kernel name of its disk.
@@ -61,7 +61,7 @@ pub(super) fn members(host: &Host, paths: &[DevNo], ports: &[Port]) -> Vec<Membe
     let mut groups: Vec<TargetPortGroup> = Vec::new();
     for port in ports.iter().filter(|port| port.group.is_some()) {
         if !groups.iter().any(|group| Some(group.id) == port.group) {
-            groups.extend(report(host, &port.device).unwrap_or_default());
+            groups.extend(report(host, port).unwrap_or_default());
         }
     }
     let group_of = |path: DevNo| {
@@ -76,19 +76,23 @@ pub(super) fn members(host: &Host, paths: &[DevNo], ports: &[Port]) -> Vec<Membe
 }
 
 /// What a device reports of all its target port groups; `None` when it does not, or cannot now.
-fn report(host: &Host, device: &str) -> Option<Vec<TargetPortGroup>> {
+fn report(host: &Host, port: &Port) -> Option<Vec<TargetPortGroup>> {
     for _ in 0..super::UNIT_ATTENTIONS {
-        match host.scsi.report_target_port_groups(device) {
+        match host.scsi.report_target_port_groups(port.path, &port.device) {
             Ok(answer) => match parse_report(&answer) {
                 Ok(groups) => return Some(groups),
                 Err(error) => {
-                    tracing::warn!(device, %error, "the device's target port groups are not understood");
+                    tracing::warn!(device = port.device, %error, "the device's target port groups are not understood");
                     return None;
                 }
             },
             Err(error) if error.is_unit_attention() => {}
             Err(error) => {
-                tracing::debug!(device, error = full(&error), "no target port groups");
+                tracing::debug!(
+                    device = port.device,
+                    error = full(&error),
+                    "no target port groups"
+                );
                 return None;
             }
         }
@@ -101,22 +105,54 @@ pub(super) fn is_explicit(host: &Host, path: DevNo) -> bool {
     let Some(disk) = scsi_device::find_by_devno(host, path).filter(crate::ScsiDisk::is_running) else {
         return false;
     };
-    let data = host.scsi.inquiry_standard(&disk.name).unwrap_or_default();
+    let data = host
+        .scsi
+        .inquiry_standard(disk.devno, &disk.name)
+        .unwrap_or_default();
     data.get(5).is_some_and(|byte| byte & 0x20 != 0)
 }
 
 impl Engine {
-    /// Has the map follow its array. `ports`: what its paths lead through. Answers whether an order waits to settle.
-    pub(super) async fn follow_array(&self, map: &Map, ports: Vec<Port>, pending: &mut Pending) -> bool {
-        let policy = self.policy(&map.wwid);
-        if policy.grouping == PathGrouping::Multibus {
-            return false;
+    /// Has these maps follow their arrays. `of_maps`: what their paths lead through. Answers whether an order waits to settle.
+    pub(super) async fn follow_arrays(
+        &self,
+        of_maps: &[(Arc<Map>, Vec<Port>)],
+        pending: &mut Pending,
+    ) -> bool {
+        let mut unsettled = false;
+        for (map, members) in self.states(of_maps).await {
+            unsettled |= self.follow_array(&map, members, pending).await;
         }
-        let before = map.layout();
-        let (host, paths) = (self.host.clone(), before.concat());
-        let asked = worker::run("port-groups", CHECK, move || members(&host, &paths, &ports)).await;
-        // An error was logged by the worker.
-        let Ok(members) = asked else { return false };
+        unsettled
+    }
+
+    /// The paths of these maps with the states of their target port groups; without maps that did not answer in time.
+    async fn states(&self, of_maps: &[(Arc<Map>, Vec<Port>)]) -> Vec<(Arc<Map>, Vec<Member>)> {
+        let (host, asked) = (self.host.clone(), of_maps.to_vec());
+        let ask = move || {
+            let states = |(map, ports): (Arc<Map>, Vec<Port>)| {
+                let members = members(&host, &map.layout().concat(), &ports);
+                (map, members)
+            };
+            asked.into_iter().map(states).collect()
+        };
+        match worker::run("port-groups", CHECK, ask).await {
+            Ok(states) => states,
+            // One hangs, which must not keep the others from following theirs for ever: each for itself.
+            Err(_) if of_maps.len() > 1 => {
+                let mut states = Vec::new();
+                for of_map in of_maps {
+                    states.extend(Box::pin(self.states(std::slice::from_ref(of_map))).await);
+                }
+                states
+            }
+            // Logged by the worker.
+            Err(_) => Vec::new(),
+        }
+    }
+
+    async fn follow_array(&self, map: &Map, members: Vec<Member>, pending: &mut Pending) -> bool {
+        let (policy, before) = (self.policy(&map.wwid), map.layout());
         let groups = arrange(policy.grouping, &members, &before);
         if groups == before {
             pending.remove(&map.name);

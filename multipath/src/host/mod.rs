@@ -7,6 +7,7 @@
 use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
+    ops::Range,
     str::FromStr,
     sync::Arc,
     time::Duration,
@@ -222,16 +223,16 @@ impl ScsiError {
     }
 }
 
-/// SCSI pass-through to one `sd` device (SG_IO).
+/// SCSI pass-through to one `sd` device (SG_IO), by its block device number and kernel name.
 pub trait Scsi: Send + Sync {
     /// INQUIRY with EVPD: the whole page with its header (SPC-6 6.7.2).
-    fn inquiry_vpd(&self, device: &str, page: u8) -> Result<Vec<u8>, ScsiError>;
+    fn inquiry_vpd(&self, devno: DevNo, device: &str, page: u8) -> Result<Vec<u8>, ScsiError>;
     /// INQUIRY without EVPD: the standard data, at least the first 6 bytes (SPC-6 6.7.1).
-    fn inquiry_standard(&self, device: &str) -> Result<Vec<u8>, ScsiError>;
+    fn inquiry_standard(&self, devno: DevNo, device: &str) -> Result<Vec<u8>, ScsiError>;
     /// REPORT TARGET PORT GROUPS (SPC-6 6.36): the whole answer with its header.
-    fn report_target_port_groups(&self, device: &str) -> Result<Vec<u8>, ScsiError>;
+    fn report_target_port_groups(&self, devno: DevNo, device: &str) -> Result<Vec<u8>, ScsiError>;
     /// TEST UNIT READY (SPC-6 6.53). Unit attentions are returned, not swallowed.
-    fn test_unit_ready(&self, device: &str) -> Result<(), ScsiError>;
+    fn test_unit_ready(&self, devno: DevNo, device: &str) -> Result<(), ScsiError>;
 }
 
 /// sysfs, by paths relative to its root (`/sys`).
@@ -283,6 +284,27 @@ pub trait BlockDevices: Send + Sync {
     fn flush(&self, devno: DevNo, kernel_name: &str) -> io::Result<()>;
     /// Reads `length` bytes at `offset`, past the page cache where that is possible.
     fn read_at(&self, devno: DevNo, kernel_name: &str, offset: u64, length: usize) -> io::Result<Vec<u8>>;
+    /// Reads these places in turn, until `more` says no to what was read at an offset. A real disk is asked for all of them at once.
+    fn read_places(
+        &self,
+        devno: DevNo,
+        kernel_name: &str,
+        places: &[Range<u64>],
+        more: &mut dyn FnMut(u64, &[u8]) -> bool,
+    ) -> io::Result<()> {
+        for place in places {
+            let data = self.read_at(devno, kernel_name, place.start, length(place)?)?;
+            if !more(place.start, &data) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of a place.
+fn length(place: &Range<u64>) -> io::Result<usize> {
+    usize::try_from(place.end.saturating_sub(place.start)).map_err(io::Error::other)
 }
 
 /// One TCP connection of the host's network namespace, as the kernel knows it among all that ever were.
@@ -299,6 +321,8 @@ pub struct Connection {
 /// What TCP knows of a connection's other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answers {
+    /// Something was sent that is not acknowledged (`tcpi_unacked`).
+    pub waiting: bool,
     /// How often in a row the oldest unacknowledged segment was sent again (`tcpi_retransmits`).
     pub retransmits: u8,
     /// Time since the other end acknowledged anything (`tcpi_last_ack_recv`).

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use storagelink_multipath::Hctl;
+use storagelink_multipath::{ProvenPath, engine::PROOF};
 use tokio::{
     task::JoinSet,
     time::{Instant, timeout, timeout_at},
@@ -24,8 +24,8 @@ use crate::publish_context::{Portal, PublishContext};
 /// What an attach brought.
 #[derive(Debug)]
 pub struct Attached {
-    /// Addresses of the LUN's devices, each proven by its live identity. At least one.
-    pub paths: Vec<Hctl>,
+    /// Paths to the LUN, each proven by its live identity within the last [`PROOF`]. At least one.
+    pub paths: Vec<ProvenPath>,
     /// The portals that gave none yet, and why: [`Initiator::attach_one`] tries one again.
     pub missing: Vec<(Portal, PortalError)>,
 }
@@ -63,7 +63,7 @@ impl Wanted {
 /// The tasks of one attach. However the attach ends, a task that has not come to its scan never makes a device any
 /// more, and is not stopped in the middle of a login: it lets go of the session by itself.
 struct Tasks {
-    set: JoinSet<(usize, Result<Hctl, PortalError>)>,
+    set: JoinSet<(usize, Result<ProvenPath, PortalError>)>,
     wanted: Vec<Arc<Wanted>>,
 }
 
@@ -102,7 +102,7 @@ impl Initiator {
                 .set
                 .spawn(async move { (i, this.path(&portal, &context, budget, &wanted).await) });
         }
-        let mut results: Vec<Option<Result<Hctl, PortalError>>> =
+        let mut results: Vec<Option<(Instant, Result<ProvenPath, PortalError>)>> =
             context.portals.iter().map(|_| None).collect();
         let mut silent_until = until;
         loop {
@@ -116,7 +116,7 @@ impl Initiator {
                         until = until.min(Instant::now() + self.0.config.grace);
                         silent_until = silent_until.min(Instant::now() + SILENT_GRACE);
                     }
-                    results[i] = Some(result);
+                    results[i] = Some((Instant::now(), result));
                 }
                 Ok(None) => break,
                 // A portal may have answered while the limit for silent ones ran.
@@ -137,12 +137,19 @@ impl Initiator {
             && let Some(joined) = tasks.set.join_next().await
         {
             let (i, result) = joined.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
-            results[i] = Some(result);
+            results[i] = Some((Instant::now(), result));
         }
         let (mut paths, mut missing) = (Vec::new(), Vec::new());
         for (portal, result) in context.portals.iter().zip(results) {
+            let result = match result {
+                // It has waited for the others.
+                Some((proven, Ok(_))) if proven.elapsed() > PROOF => {
+                    Some(self.attach_one(portal, context).await)
+                }
+                result => result.map(|(_, result)| result),
+            };
             match result {
-                Some(Ok(hctl)) => paths.push(hctl),
+                Some(Ok(path)) => paths.push(path),
                 Some(Err(error)) => missing.push((portal.clone(), error)),
                 None => {
                     let error = PortalError::TimedOut {
@@ -166,7 +173,11 @@ impl Initiator {
 
     /// Brings up the path through one portal, for the paths that [`Self::attach`] did not wait for. Wait for its end,
     /// at most the configured budget, before the volume is detached.
-    pub async fn attach_one(&self, portal: &Portal, context: &PublishContext) -> Result<Hctl, PortalError> {
+    pub async fn attach_one(
+        &self,
+        portal: &Portal,
+        context: &PublishContext,
+    ) -> Result<ProvenPath, PortalError> {
         self.path(portal, context, self.0.config.portal_budget, &Wanted::default())
             .await
     }
@@ -177,7 +188,7 @@ impl Initiator {
         context: &PublishContext,
         budget: Duration,
         wanted: &Wanted,
-    ) -> Result<Hctl, PortalError> {
+    ) -> Result<ProvenPath, PortalError> {
         let timed_out = || PortalError::TimedOut {
             portal: portal.clone().into(),
             budget,

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use storagelink_multipath::{
-    Engine, Hctl, Wwid,
-    engine::ProveError,
+    Engine, Hctl, ProvenPath, Wwid,
+    engine::{ProveError, Scanned},
     host::Host,
     scsi_device::{self, ScsiDisk},
     worker,
@@ -62,28 +62,30 @@ impl<'a> Lun<'a> {
     /// What was left there by another volume is deleted, unless it is in use, and the address is scanned again, once:
     /// arrays reuse LUNs, and the kernel goes on believing what it read of the disk before, even when the device leads
     /// to our volume by now.
-    pub(super) async fn reach(&self) -> Result<Hctl, PortalError> {
+    pub(super) async fn reach(&self) -> Result<ProvenPath, PortalError> {
         if let Some(disk) = self.find().await? {
             let found = match self.identity().await? {
-                None => match self.stale(&disk).await? {
-                    None => return Ok(self.hctl),
+                Ok(path) => match self.stale(&disk).await? {
+                    None => return Ok(path),
                     Some(known) => known,
                 },
-                Some(found) => found,
+                Err(found) => found,
             };
             self.purge(disk, found).await?;
         }
-        let disk = scsi_device::scan(self.host, &self.hctl, STEP)
-            .await
-            .map_err(|source| PortalError::NoLun {
-                portal: self.portal.clone().into(),
-                lun: self.lun,
-                source: Box::new(source),
-            })?;
-        match self.identity().await {
-            Ok(None) => Ok(self.hctl),
+        let Scanned { disk, proof } =
+            self.engine
+                .scan(self.hctl, &self.wwid, STEP)
+                .await
+                .map_err(|source| PortalError::NoLun {
+                    portal: self.portal.clone().into(),
+                    lun: self.lun,
+                    source: Box::new(source),
+                })?;
+        match self.named(proof) {
+            Ok(Ok(path)) => Ok(path),
             // What was just made must not stay.
-            Ok(Some(found)) => {
+            Ok(Err(found)) => {
                 self.delete(disk).await?;
                 Err(PortalError::Mismatch {
                     portal: self.portal.clone().into(),
@@ -104,7 +106,7 @@ impl<'a> Lun<'a> {
         let Some(disk) = self.find().await? else {
             return Ok(());
         };
-        if !disk.holders.is_empty() || self.identity().await?.is_some() {
+        if !disk.holders.is_empty() || self.identity().await?.is_err() {
             return Ok(());
         }
         self.delete(disk).await
@@ -117,11 +119,18 @@ impl<'a> Lun<'a> {
             .map_err(|source| self.failed("cannot look for its SCSI device", source))
     }
 
-    /// `None` when the live identity is the volume's, otherwise what it is.
-    async fn identity(&self) -> Result<Option<String>, PortalError> {
-        match self.engine.prove(self.hctl, &self.wwid, STEP).await {
-            Ok(_) => Ok(None),
-            Err(ProveError::Mismatch { found, .. }) => Ok(Some(found)),
+    /// The path when the device's live identity is the volume's, otherwise what it is.
+    async fn identity(&self) -> Result<Result<ProvenPath, String>, PortalError> {
+        self.named(self.engine.prove(self.hctl, &self.wwid, STEP).await)
+    }
+
+    fn named(
+        &self,
+        proof: Result<ProvenPath, ProveError>,
+    ) -> Result<Result<ProvenPath, String>, PortalError> {
+        match proof {
+            Ok(path) => Ok(Ok(path)),
+            Err(ProveError::Mismatch { found, .. }) => Ok(Err(found)),
             Err(error) => Err(self.failed("cannot read the identity of its SCSI device", error)),
         }
     }

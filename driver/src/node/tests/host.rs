@@ -208,17 +208,17 @@ impl DeviceMapper for Fused {
 }
 
 impl Scsi for Fused {
-    fn inquiry_vpd(&self, device: &str, page: u8) -> Result<Vec<u8>, ScsiError> {
-        self.scsi(device)?.inquiry_vpd(device, page)
+    fn inquiry_vpd(&self, devno: DevNo, device: &str, page: u8) -> Result<Vec<u8>, ScsiError> {
+        self.scsi(device)?.inquiry_vpd(devno, device, page)
     }
-    fn inquiry_standard(&self, device: &str) -> Result<Vec<u8>, ScsiError> {
-        self.scsi(device)?.inquiry_standard(device)
+    fn inquiry_standard(&self, devno: DevNo, device: &str) -> Result<Vec<u8>, ScsiError> {
+        self.scsi(device)?.inquiry_standard(devno, device)
     }
-    fn report_target_port_groups(&self, device: &str) -> Result<Vec<u8>, ScsiError> {
-        self.scsi(device)?.report_target_port_groups(device)
+    fn report_target_port_groups(&self, devno: DevNo, device: &str) -> Result<Vec<u8>, ScsiError> {
+        self.scsi(device)?.report_target_port_groups(devno, device)
     }
-    fn test_unit_ready(&self, device: &str) -> Result<(), ScsiError> {
-        self.scsi(device)?.test_unit_ready(device)
+    fn test_unit_ready(&self, devno: DevNo, device: &str) -> Result<(), ScsiError> {
+        self.scsi(device)?.test_unit_ready(devno, device)
     }
 }
 

@@ -6,7 +6,9 @@ use std::{
     time::Duration,
 };
 
-use storagelink_multipath::{Hctl, Host, ScsiDisk, host::sim::SimKernel, scsi_device};
+use storagelink_multipath::{
+    Engine, Hctl, Host, ProvenPath, ScsiDisk, engine::Scanned, host::sim::SimKernel, scsi_device,
+};
 use tokio::sync::Semaphore;
 use tonic::Code;
 
@@ -55,7 +57,7 @@ impl SimTransport {
         }
     }
 
-    async fn one(&self, portal: &Portal, context: &PublishContext) -> Result<Hctl, TransportError> {
+    async fn one(&self, portal: &Portal, context: &PublishContext) -> Result<ProvenPath, TransportError> {
         let address = portal.address.ip().to_string();
         if self.dead.lock().unwrap().contains(&address) {
             return Err(error("unreachable"));
@@ -67,15 +69,19 @@ impl SimTransport {
                 self.kernel.login(&portal.target, &address, portal.address.port())
             }
         };
-        let hctl = Self::hctl(session, context);
-        match scsi_device::scan(&self.host, &hctl, SCAN).await {
-            Ok(_) => Ok(hctl),
-            Err(e) => Err(TransportError {
-                step: "scan".into(),
-                code: Code::FailedPrecondition,
-                source: e.into(),
-            }),
+        let refused = |source: Box<dyn std::error::Error + Send + Sync>| TransportError {
+            step: "scan".into(),
+            code: Code::FailedPrecondition,
+            source,
+        };
+        let (hctl, wwid) = (Self::hctl(session, context), context.wwid.parse().unwrap());
+        let scanned = Engine::new(self.host.clone()).scan(hctl, &wwid, SCAN).await;
+        let Scanned { disk, proof } = scanned.map_err(|error| refused(error.into()))?;
+        // As the real one: what is not the volume does not stay.
+        if proof.is_err() {
+            scsi_device::delete(&self.host, &disk).map_err(|e| error(&e.to_string()))?;
         }
+        proof.map_err(|error| refused(error.into()))
     }
 }
 
@@ -84,22 +90,25 @@ impl Transport for SimTransport {
         Box::pin(async move {
             let _place = self.crowd.try_acquire().map_err(|_| error("not there in time"))?;
             tokio::task::yield_now().await;
-            let (mut paths, mut missing) = (Vec::new(), Vec::new());
+            let (mut paths, mut missing, mut last) = (Vec::new(), Vec::new(), None);
             for portal in &context.portals {
                 match self.one(portal, context).await {
                     Ok(hctl) => paths.push(hctl),
-                    Err(error) => missing.push((portal.clone(), error.to_string())),
+                    Err(error) => {
+                        missing.push((portal.clone(), error.to_string()));
+                        last = Some(error);
+                    }
                 }
             }
             if paths.is_empty() {
                 self.detach(&[], Some(context)).await?;
-                return Err(error("no portal gave a path"));
+                return Err(last.unwrap_or_else(|| error("no portal")));
             }
             Ok(Attached { paths, missing })
         })
     }
 
-    fn attach_one<'a>(&'a self, portal: &'a Portal, context: &'a PublishContext) -> Answer<'a, Hctl> {
+    fn attach_one<'a>(&'a self, portal: &'a Portal, context: &'a PublishContext) -> Answer<'a, ProvenPath> {
         Box::pin(self.one(portal, context))
     }
 

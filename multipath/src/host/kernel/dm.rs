@@ -1,6 +1,6 @@
 //! Device-mapper through the low level of the `devicemapper` crate, apart from the two calls that would wait for udev ([`super::dm_ioctl`]).
 
-use std::{io, path::Path};
+use std::{io, path::Path, sync::OnceLock};
 
 use devicemapper::{DM, DevId, DeviceInfo, DmFlags, DmName, DmOptions, DmUdevFlags, DmUuid, errors};
 
@@ -12,9 +12,12 @@ const CONTROL: &str = "/dev/mapper/control";
 /// Which minor number it has.
 const MISC: &str = "/proc/misc";
 
-/// /dev/mapper/control of this machine, opened for each call: the module may be loaded later than this process starts.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct KernelDeviceMapper;
+/// /dev/mapper/control of this machine. Opened by the first call that finds it, since the module may be loaded later than this process starts, and
+/// kept: a look at hundreds of maps is thousands of calls.
+#[derive(Default)]
+pub struct KernelDeviceMapper {
+    control: OnceLock<DM>,
+}
 
 /// udev shall make the links in /dev/mapper and leave the content alone: a blkid on a map without paths would hang a udev worker.
 fn udev_flags() -> u32 {
@@ -37,27 +40,39 @@ fn to_io(error: devicemapper::DmError) -> io::Error {
     }
 }
 
-fn call<T>(
-    operation: &'static str,
-    device: &str,
-    f: impl FnOnce(&DM) -> devicemapper::DmResult<T>,
-) -> Result<T, DmError> {
-    let wrap = |source| DmError {
-        operation,
-        device: device.to_owned(),
-        source,
-    };
-    dm_control::ensure(Path::new(CONTROL), Path::new(MISC)).map_err(wrap)?;
-    f(&DM::new().map_err(|error| wrap(to_io(error)))?).map_err(|error| wrap(to_io(error)))
-}
+impl KernelDeviceMapper {
+    fn control(&self) -> io::Result<&DM> {
+        if let Some(open) = self.control.get() {
+            return Ok(open);
+        }
+        dm_control::ensure(Path::new(CONTROL), Path::new(MISC))?;
+        let open = DM::new().map_err(to_io)?;
+        Ok(self.control.get_or_init(|| open))
+    }
 
-/// Like [`call`], on a device addressed by name.
-fn named<T>(
-    operation: &'static str,
-    device: &str,
-    f: impl FnOnce(&DM, &DevId<'_>) -> devicemapper::DmResult<T>,
-) -> Result<T, DmError> {
-    call(operation, device, |dm| f(dm, &DevId::Name(DmName::new(device)?)))
+    fn call<T>(
+        &self,
+        operation: &'static str,
+        device: &str,
+        f: impl FnOnce(&DM) -> devicemapper::DmResult<T>,
+    ) -> Result<T, DmError> {
+        let wrap = |source| DmError {
+            operation,
+            device: device.to_owned(),
+            source,
+        };
+        f(self.control().map_err(wrap)?).map_err(|error| wrap(to_io(error)))
+    }
+
+    /// Like [`Self::call`], on a device addressed by name.
+    fn named<T>(
+        &self,
+        operation: &'static str,
+        device: &str,
+        f: impl FnOnce(&DM, &DevId<'_>) -> devicemapper::DmResult<T>,
+    ) -> Result<T, DmError> {
+        self.call(operation, device, |dm| f(dm, &DevId::Name(DmName::new(device)?)))
+    }
 }
 
 fn info(device: &DeviceInfo) -> DmInfo {
@@ -93,7 +108,7 @@ fn lines(table: Vec<(u64, u64, String, String)>) -> Vec<TargetLine> {
 
 impl DeviceMapper for KernelDeviceMapper {
     fn list(&self) -> Result<Vec<DmInfo>, DmError> {
-        let names = call("LIST_DEVICES", "all", DM::list_devices)?;
+        let names = self.call("LIST_DEVICES", "all", DM::list_devices)?;
         let mut found = Vec::with_capacity(names.len());
         for (name, _, _) in names {
             // A device may vanish between the two calls.
@@ -103,7 +118,7 @@ impl DeviceMapper for KernelDeviceMapper {
     }
 
     fn create(&self, name: &str, uuid: &str) -> Result<DmInfo, DmError> {
-        call("DEV_CREATE", name, |dm| {
+        self.call("DEV_CREATE", name, |dm| {
             dm.device_create(DmName::new(name)?, Some(DmUuid::new(uuid)?), DmOptions::default())
         })
         .map(|device| info(&device))
@@ -119,14 +134,14 @@ impl DeviceMapper for KernelDeviceMapper {
         } else {
             DmFlags::empty()
         };
-        named("TABLE_LOAD", name, |dm, id| {
+        self.named("TABLE_LOAD", name, |dm, id| {
             dm.table_load(id, &rows, options(flags))
         })
         .map(drop)
     }
 
     fn clear(&self, name: &str) -> Result<(), DmError> {
-        named("TABLE_CLEAR", name, DM::table_clear).map(drop)
+        self.named("TABLE_CLEAR", name, DM::table_clear).map(drop)
     }
 
     fn resume(&self, name: &str, flush: bool) -> Result<(), DmError> {
@@ -143,7 +158,7 @@ impl DeviceMapper for KernelDeviceMapper {
     }
 
     fn info(&self, name: &str) -> Result<Option<DmInfo>, DmError> {
-        match named("DEV_STATUS", name, DM::device_info) {
+        match self.named("DEV_STATUS", name, DM::device_info) {
             Ok(device) => Ok(Some(info(&device))),
             Err(error) if error.is_missing() => Ok(None),
             Err(error) => Err(error),
@@ -153,21 +168,22 @@ impl DeviceMapper for KernelDeviceMapper {
     fn table(&self, name: &str) -> Result<Vec<TargetLine>, DmError> {
         // NOFLUSH: a status must not push the map's queued I/O.
         let flags = DmFlags::DM_STATUS_TABLE | DmFlags::DM_NOFLUSH;
-        named("TABLE_STATUS (table)", name, |dm, id| {
+        self.named("TABLE_STATUS (table)", name, |dm, id| {
             dm.table_status(id, options(flags))
         })
         .map(|(_, table)| lines(table))
     }
 
     fn status(&self, name: &str) -> Result<Vec<TargetLine>, DmError> {
-        named("TABLE_STATUS", name, |dm, id| {
+        self.named("TABLE_STATUS", name, |dm, id| {
             dm.table_status(id, options(DmFlags::DM_NOFLUSH))
         })
         .map(|(_, table)| lines(table))
     }
 
     fn message(&self, name: &str, message: &str) -> Result<(), DmError> {
-        named("TARGET_MSG", name, |dm, id| dm.target_msg(id, None, message)).map(drop)
+        self.named("TARGET_MSG", name, |dm, id| dm.target_msg(id, None, message))
+            .map(drop)
     }
 
     fn remove(&self, name: &str) -> Result<(), DmError> {

@@ -194,8 +194,10 @@ fn socket(body: &[u8]) -> io::Result<Reply> {
 
 /// `struct tcp_info` among the attributes of a socket.
 fn answers(mut attributes: &[u8]) -> io::Result<Option<Answers>> {
-    // tcp_info: eight bytes, of which the third is tcpi_retransmits, then numbers of four bytes; tcpi_last_ack_recv is the 13th.
+    // tcp_info: eight bytes, of which the third is tcpi_retransmits, then numbers of four bytes; tcpi_unacked is the 5th, tcpi_last_ack_recv the
+    // 13th.
     const RETRANSMITS: usize = 2;
+    const UNACKED: usize = 8 + 4 * 4;
     const LAST_ACK_RECV: usize = 8 + 12 * 4;
     while attributes.len() >= 4 {
         let length = usize::from(u16::from_ne_bytes([attributes[0], attributes[1]]));
@@ -205,6 +207,7 @@ fn answers(mut attributes: &[u8]) -> io::Result<Option<Answers>> {
         };
         if kind == INET_DIAG_INFO {
             return Ok(Some(Answers {
+                waiting: u32_at(value, UNACKED)? > 0,
                 retransmits: *value.get(RETRANSMITS).ok_or_else(garbled)?,
                 last: Duration::from_millis(u32_at(value, LAST_ACK_RECV)?.into()),
             }));
@@ -290,10 +293,12 @@ mod tests {
             };
             let mut info = vec![0; 104];
             info[2] = 3;
+            info[24] = 1;
             info[56..60].copy_from_slice(&1_250u32.to_ne_bytes());
             let mut attributes = vec![108, 0, 2, 0];
             attributes.extend(info);
             let answers = Answers {
+                waiting: true,
                 retransmits: 3,
                 last: Duration::from_millis(1250),
             };

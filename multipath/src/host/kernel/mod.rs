@@ -31,7 +31,7 @@ impl Host {
     pub fn kernel(node_directory: impl Into<PathBuf>) -> Self {
         let block = Arc::new(KernelBlockDevices::new(node_directory));
         Self {
-            dm: Arc::new(KernelDeviceMapper),
+            dm: Arc::new(KernelDeviceMapper::default()),
             scsi: Arc::new(KernelScsi::new(block.clone())),
             sysfs: Arc::new(KernelSysfs::new("/sys")),
             block,

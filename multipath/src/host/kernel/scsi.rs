@@ -75,12 +75,8 @@ impl KernelScsi {
         Self { block }
     }
 
-    /// Opens the disk that has this kernel name now, whatever lies in /dev under that name.
-    fn open(&self, device: &str) -> io::Result<File> {
-        let devno: DevNo = std::fs::read_to_string(format!("/sys/block/{device}/dev"))?
-            .trim_end()
-            .parse()
-            .map_err(io::Error::other)?;
+    /// Opens the disk with this number, whatever lies in /dev under its name.
+    fn open(&self, devno: DevNo, device: &str) -> io::Result<File> {
         let file = std::fs::OpenOptions::new()
             .read(true)
             // O_NONBLOCK: opening must not wait for a medium.
@@ -95,12 +91,17 @@ impl KernelScsi {
 }
 
 /// Sends a command and returns how many bytes of `data` the device filled.
-fn send(disks: &KernelScsi, device: &str, command: &[u8], data: &mut [u8]) -> Result<usize, ScsiError> {
+fn send(
+    disks: &KernelScsi,
+    (devno, device): (DevNo, &str),
+    command: &[u8],
+    data: &mut [u8],
+) -> Result<usize, ScsiError> {
     let wrap = |source: io::Error| ScsiError::Io {
         device: device.to_owned(),
         source,
     };
-    let file = disks.open(device).map_err(wrap)?;
+    let file = disks.open(devno, device).map_err(wrap)?;
     let mut sense = [0u8; 64];
     let mut header = SgIoHdr {
         interface_id: i32::from(b'S'),
@@ -148,38 +149,43 @@ fn send(disks: &KernelScsi, device: &str, command: &[u8], data: &mut [u8]) -> Re
 }
 
 impl Scsi for KernelScsi {
-    fn inquiry_vpd(&self, device: &str, page: u8) -> Result<Vec<u8>, ScsiError> {
-        let mut data = inquiry(self, device, page, FIRST_LENGTH)?;
+    fn inquiry_vpd(&self, devno: DevNo, device: &str, page: u8) -> Result<Vec<u8>, ScsiError> {
+        let mut data = inquiry(self, (devno, device), page, FIRST_LENGTH)?;
         // The page says how long it is; what lies behind it is not the device's.
         if let [_, _, high, low, ..] = data[..] {
             let length = u16::from_be_bytes([high, low]).saturating_add(4);
             if length > FIRST_LENGTH {
-                data = inquiry(self, device, page, length)?;
+                data = inquiry(self, (devno, device), page, length)?;
             }
             data.truncate(length.into());
         }
         Ok(data)
     }
 
-    fn inquiry_standard(&self, device: &str) -> Result<Vec<u8>, ScsiError> {
+    fn inquiry_standard(&self, devno: DevNo, device: &str) -> Result<Vec<u8>, ScsiError> {
         let mut data = vec![0; STANDARD_LENGTH.into()];
-        let filled = send(self, device, &[0x12, 0, 0, 0, STANDARD_LENGTH, 0], &mut data)?;
+        let filled = send(
+            self,
+            (devno, device),
+            &[0x12, 0, 0, 0, STANDARD_LENGTH, 0],
+            &mut data,
+        )?;
         data.truncate(filled);
         Ok(data)
     }
 
-    fn report_target_port_groups(&self, device: &str) -> Result<Vec<u8>, ScsiError> {
-        let data = report_target_port_groups(self, device, FIRST_LENGTH.into())?;
+    fn report_target_port_groups(&self, devno: DevNo, device: &str) -> Result<Vec<u8>, ScsiError> {
+        let data = report_target_port_groups(self, (devno, device), FIRST_LENGTH.into())?;
         match report_length(&data) {
             Some(length) if length > data.len() => {
-                report_target_port_groups(self, device, length.min(LONGEST_REPORT))
+                report_target_port_groups(self, (devno, device), length.min(LONGEST_REPORT))
             }
             _ => Ok(data),
         }
     }
 
-    fn test_unit_ready(&self, device: &str) -> Result<(), ScsiError> {
-        send(self, device, &[0; 6], &mut []).map(drop)
+    fn test_unit_ready(&self, devno: DevNo, device: &str) -> Result<(), ScsiError> {
+        send(self, (devno, device), &[0; 6], &mut []).map(drop)
     }
 }
 
@@ -192,7 +198,11 @@ const STANDARD_LENGTH: u8 = 36;
 const LONGEST_REPORT: usize = 1 << 20;
 
 /// MAINTENANCE IN with service action REPORT TARGET PORT GROUPS (SPC-6 6.36), length only header; allocation length in bytes 6 to 9.
-fn report_target_port_groups(disks: &KernelScsi, device: &str, length: usize) -> Result<Vec<u8>, ScsiError> {
+fn report_target_port_groups(
+    disks: &KernelScsi,
+    device: (DevNo, &str),
+    length: usize,
+) -> Result<Vec<u8>, ScsiError> {
     let mut data = vec![0; length];
     let mut command = [0xa3, 0x0a, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     // `length` is at most LONGEST_REPORT.
@@ -207,7 +217,7 @@ fn report_target_port_groups(disks: &KernelScsi, device: &str, length: usize) ->
 }
 
 /// INQUIRY with EVPD set (SPC-6 6.7): page code in byte 2, allocation length in bytes 3 and 4.
-fn inquiry(disks: &KernelScsi, device: &str, page: u8, length: u16) -> Result<Vec<u8>, ScsiError> {
+fn inquiry(disks: &KernelScsi, device: (DevNo, &str), page: u8, length: u16) -> Result<Vec<u8>, ScsiError> {
     let mut data = vec![0; length.into()];
     let [high, low] = length.to_be_bytes();
     let filled = send(disks, device, &[0x12, 0x01, page, high, low, 0], &mut data)?;

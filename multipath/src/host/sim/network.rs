@@ -78,12 +78,15 @@ impl Network for SimKernel {
             .session_of(connection)
             .map(|(_, session)| match session.silent {
                 true => Answers {
+                    waiting: true,
                     retransmits: 3,
                     last: Duration::from_millis(1400),
                 },
                 false => Answers {
+                    waiting: false,
                     retransmits: 0,
-                    last: Duration::from_millis(3),
+                    // So long ago that it is asked again soon.
+                    last: Duration::from_millis(900),
                 },
             }))
     }

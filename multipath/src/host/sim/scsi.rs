@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, io};
 
 use super::{PortGroup, Session, SimKernel};
 use crate::{
-    host::{Scsi, ScsiError},
+    host::{DevNo, Scsi, ScsiError},
     sense::{Sense, UNIT_ATTENTION},
 };
 
@@ -73,7 +73,7 @@ fn check_condition(device: &str, key: u8, asc: u8, ascq: u8) -> ScsiError {
 }
 
 impl Scsi for SimKernel {
-    fn inquiry_vpd(&self, device: &str, page: u8) -> Result<Vec<u8>, ScsiError> {
+    fn inquiry_vpd(&self, _: DevNo, device: &str, page: u8) -> Result<Vec<u8>, ScsiError> {
         let (wwid, group) = self.answer_over(device, |session, lun, _| {
             Ok((lun.wwid.clone(), session.port_group.map(|group| group.id)))
         })?;
@@ -99,7 +99,7 @@ impl Scsi for SimKernel {
         Ok(answer)
     }
 
-    fn inquiry_standard(&self, device: &str) -> Result<Vec<u8>, ScsiError> {
+    fn inquiry_standard(&self, _: DevNo, device: &str) -> Result<Vec<u8>, ScsiError> {
         self.answer_over(device, |session, _, _| {
             let mut data = vec![0; 36];
             // TPGS 11b: implicit and explicit.
@@ -108,7 +108,7 @@ impl Scsi for SimKernel {
         })
     }
 
-    fn report_target_port_groups(&self, device: &str) -> Result<Vec<u8>, ScsiError> {
+    fn report_target_port_groups(&self, _: DevNo, device: &str) -> Result<Vec<u8>, ScsiError> {
         self.answer_over(device, |session, _, all| {
             if session.port_group.is_none() {
                 // ILLEGAL REQUEST, INVALID COMMAND OPERATION CODE.
@@ -127,7 +127,7 @@ impl Scsi for SimKernel {
         })
     }
 
-    fn test_unit_ready(&self, device: &str) -> Result<(), ScsiError> {
+    fn test_unit_ready(&self, _: DevNo, device: &str) -> Result<(), ScsiError> {
         // INQUIRY does not tell of them (SPC-6 6.7.1).
         if self.tells_attention(device) {
             return Err(check_condition(device, UNIT_ATTENTION, 0x29, 0));

@@ -8,17 +8,23 @@ mod world;
 use std::time::{Duration, Instant};
 
 use storagelink_multipath::{
-    Hctl,
+    Hctl, ProvenPath,
     scsi_device::{self, ScsiDisk},
 };
 use tonic::Code;
 
-use super::{AttachError, PortalError};
+use super::{AttachError, Attached, PortalError};
 use crate::{codes::chain, publish_context::Portal};
 use kernel::SIZE;
 use world::{Login, OTHER, WWID, World, other_volume, portal, until, volume};
 
 const LONG: Duration = Duration::from_secs(30);
+
+/// What the paths lead to.
+fn disks(attached: &Attached) -> Vec<ScsiDisk> {
+    let disk = |path: &ProvenPath| path.disk().clone();
+    attached.paths.iter().map(disk).collect()
+}
 
 #[tokio::test]
 async fn two_portals_are_logged_in_to_at_once_and_taken_away_again() {
@@ -52,11 +58,7 @@ async fn two_portals_are_logged_in_to_at_once_and_taken_away_again() {
     );
     assert_eq!((world.state().calls.len(), world.left()), (before, (2, 2, 2, 2)));
 
-    let disks: Vec<_> = attached
-        .paths
-        .iter()
-        .map(|hctl| world.kernel.disk(hctl))
-        .collect();
+    let disks = disks(&attached);
     initiator.detach(&disks, None).await.expect("detaches");
     assert_eq!(world.left(), (0, 0, 0, 0));
     initiator
@@ -215,7 +217,7 @@ async fn a_shared_session_outlives_the_volume_that_leaves_first() {
     assert_eq!(world.left(), (1, 0, 1, 1));
     drop(hold);
     let attached = staging.await.expect("no panic").expect("attaches");
-    assert_eq!(world.kernel.disk(&attached.paths[0]).hctl.lun, 1);
+    assert_eq!(disks(&attached)[0].hctl.lun, 1);
     initiator
         .detach(&[], Some(&other_volume(&[&a])))
         .await

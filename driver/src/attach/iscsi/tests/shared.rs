@@ -1,8 +1,8 @@
 //! Nodes that share a kernel: each has sessions, entries and an interface of its own, and leaves everybody else's alone.
 
 use super::{
-    super::Initiator,
-    LONG,
+    super::{Attached, Initiator},
+    LONG, disks,
     world::{World, portal, volume},
 };
 
@@ -12,12 +12,8 @@ fn left(world: &World) -> (usize, usize) {
     (sessions, entries)
 }
 
-async fn detach(world: &World, initiator: &Initiator, attached: &super::super::Attached) {
-    let disks: Vec<_> = attached
-        .paths
-        .iter()
-        .map(|hctl| world.kernel.disk(hctl))
-        .collect();
+async fn detach(initiator: &Initiator, attached: &Attached) {
+    let disks = disks(attached);
     initiator.detach(&disks, None).await.expect("detaches");
 }
 
@@ -32,7 +28,7 @@ async fn two_nodes_and_an_administrator_use_one_target_and_never_each_others_ses
     let (of_one, of_two) = tokio::join!(one.attach(&context, LONG), two.attach(&context, LONG));
     let (of_one, of_two) = (of_one.expect("attaches"), of_two.expect("attaches"));
     assert_eq!((of_one.paths.len(), of_two.paths.len()), (2, 2));
-    assert!(of_one.paths.iter().all(|path| !of_two.paths.contains(path)));
+    assert!(disks(&of_one).iter().all(|disk| !disks(&of_two).contains(disk)));
     assert_eq!(left(&world).0, 5, "two of each, and the administrator's");
     assert_eq!(world.interfaces(), ["storagelink-n1", "storagelink-n2"]);
     let named = |p| world.calls(p, "-I storagelink-n1 ") + world.calls(p, "-I storagelink-n2 ");
@@ -42,16 +38,16 @@ async fn two_nodes_and_an_administrator_use_one_target_and_never_each_others_ses
         "no call without an interface"
     );
 
-    detach(&world, &one, &of_one).await;
+    detach(&one, &of_one).await;
     assert_eq!(left(&world).0, 3);
     assert_eq!(world.interfaces(), ["storagelink-n2"]);
     two.sweep().await.expect("sweeps");
     assert_eq!(
-        two.attach(&context, LONG).await.expect("attaches").paths,
-        of_two.paths,
+        disks(&two.attach(&context, LONG).await.expect("attaches")),
+        disks(&of_two),
         "the other's paths are what they were"
     );
-    detach(&world, &two, &of_two).await;
+    detach(&two, &of_two).await;
     assert_eq!(left(&world), (1, 1), "the administrator's session and entry");
     assert!(world.interfaces().is_empty());
 }
@@ -64,7 +60,7 @@ async fn an_interface_that_was_left_behind_goes_and_one_in_use_stays() {
     let name = config.interface.clone().expect("has one").initiator;
     let one = world.initiator_with(config);
     let attached = one.attach(&volume(&[&a]), LONG).await.expect("attaches");
-    detach(&world, &one, &attached).await;
+    detach(&one, &attached).await;
     let iface = |what: &str| world.make_interface("storagelink-n1", what);
     iface("iqn.2026-11.com.example:old");
     let by_hand = world.kernel.log_in_as(&a, Some(&name));
