@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 
 use super::{Amount, kernel_log};
 use crate::{
+    figures::Rounds,
     guest::Guest,
     lab::Lab,
     maps::{self, Adopted, Touched},
@@ -20,6 +21,8 @@ const MAPS: usize = 500;
 const PATHS: usize = 4;
 /// Process and log name.
 const WATCH: &str = "lab-maps";
+/// How often guest and machine are compared.
+const LOOKS: u32 = 5;
 /// Emulated processors probe two thousand disks.
 const LIMIT: Duration = Duration::from_secs(900);
 /// The first looks after a start are not what is called idle: the monitor's slow sweep and the cycle of proofs have run once after it.
@@ -89,12 +92,16 @@ pub(super) async fn run(report: &Report, lab: &Lab, amount: &Amount) -> Result<S
     Ok(part(slower, [none, few, many], &failover, adopted))
 }
 
-/// How many times as long looks at sysfs, which are most of what the engine does at rest, take in the guest as on the machine.
-#[allow(clippy::cast_precision_loss, reason = "a figure to read")]
+/// How many times as long looks at sysfs, which are most of what the engine does at rest, take in the guest as on the machine: medians, taken by turns.
 async fn slower(guest: &Guest, program: &str) -> Result<f64> {
-    let here = tokio::task::spawn_blocking(maps::look).await??;
-    let there = guest.run(&[program, "look"], &[], LIMIT).await?;
-    Ok(json::<u64>(&there.stdout)? as f64 / here as f64)
+    let (mut here, mut there) = (Rounds::default(), Rounds::default());
+    for _ in 0..LOOKS {
+        let micros = tokio::task::spawn_blocking(maps::look).await??;
+        here.push(Duration::from_micros(micros));
+        let looked = guest.run(&[program, "look"], &[], LIMIT).await?;
+        there.push(Duration::from_micros(json(&looked.stdout)?));
+    }
+    Ok(there.median().as_secs_f64() / here.median().as_secs_f64())
 }
 
 async fn disks(guest: &Guest) -> Result<()> {

@@ -483,7 +483,7 @@ async fn a_disk_that_cannot_be_opened_yet_is_waited_for() {
     for _ in 0..3 {
         lab.kernel.fail_next("SG_IO", nix::libc::ENXIO);
     }
-    let found = scsi_device::scan(&lab.kernel.host(), &hctl(session), SHORT).await;
-    assert_eq!(found.unwrap().hctl, hctl(session));
-    lab.engine.prove(hctl(session), &wwid(), SHORT).await.unwrap();
+    let found = lab.engine.scan(hctl(session), &wwid(), SHORT).await.unwrap();
+    assert_eq!(found.disk.hctl, hctl(session));
+    assert_eq!(found.proof.unwrap().disk(), &found.disk);
 }

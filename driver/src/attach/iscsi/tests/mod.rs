@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use storagelink_multipath::{
     Hctl, ProvenPath,
+    engine::PROOF,
     scsi_device::{self, ScsiDisk},
 };
 use tonic::Code;
@@ -332,6 +333,28 @@ async fn a_session_that_is_down_is_waited_for_but_not_logged_in_again() {
     world.kernel.sim.heal(host);
     assert_eq!(attach.await.expect("no panic").expect("attaches").paths.len(), 1);
     assert_eq!(world.calls(&a, ""), 0);
+}
+
+#[tokio::test]
+async fn a_path_that_waited_for_the_others_proves_itself_again() {
+    let (a, slow) = (portal("192.0.2.1:3260"), portal("192.0.2.2:3260"));
+    let world = World::new(&[&a, &slow]);
+    world
+        .state()
+        .portals
+        .insert(slow.address, Login::After(2 * PROOF));
+    let mut config = world.config();
+    config.grace = 5 * PROOF;
+    let initiator = world.initiator_with(config);
+    let attach = tokio::spawn(async move { initiator.attach(&volume(&[&a, &slow]), LONG).await });
+    until("the first path is there", || world.kernel.scans() == 1).await;
+    until("it is proven", || !world.kernel.sim.disks().is_empty()).await;
+    tokio::time::sleep(PROOF / 2).await;
+    world.kernel.present(0, OTHER, SIZE);
+    let error = attach.await.expect("no panic").expect_err("both lead elsewhere");
+    assert_eq!(error.code(), Code::FailedPrecondition);
+    assert_eq!(error.to_string().matches(OTHER).count(), 2, "{error}");
+    assert!(world.kernel.sim.disks().is_empty(), "nothing is left");
 }
 
 #[tokio::test]
