@@ -1,6 +1,6 @@
 //! A running guest, driven through its agent and its monitor.
 
-use std::{collections::HashMap, path::Path, time::Duration};
+use std::{collections::HashMap, os::unix::process::ExitStatusExt as _, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::json;
@@ -23,6 +23,8 @@ use crate::{
 
 /// Time for a program in a guest that says nothing else.
 const EXEC_LIMIT: Duration = Duration::from_secs(60);
+/// How often QEMU may abort before its guest is up.
+const ABORTS: u32 = 2;
 
 /// A booted guest. Dropping it is a power loss.
 #[derive(Debug)]
@@ -271,8 +273,28 @@ impl Guest {
     }
 
     /// Waits until QEMU ended, with the console's end as the error.
-    pub(crate) async fn died(machine: &Machine, process: &mut Process) -> anyhow::Error {
-        let status = process.ended().await;
+    ///
+    /// QEMU that aborted is started again, [`ABORTS`] times at most: its emulation of several processors fails an assertion of its own now and
+    /// then while they come up (10.0.2: `iotlb_to_section`), before anything of the guest has begun.
+    pub(crate) async fn died(
+        machine: &Machine,
+        process: &mut Process,
+        artifacts: &Artifacts,
+    ) -> anyhow::Error {
+        let mut status = process.ended().await;
+        for _ in 0..ABORTS {
+            let aborted = status
+                .as_ref()
+                .is_ok_and(|status| status.signal() == Some(nix::libc::SIGABRT));
+            if !aborted {
+                break;
+            }
+            match machine.start(artifacts) {
+                Ok(started) => *process = started,
+                Err(error) => return error,
+            }
+            status = process.ended().await;
+        }
         let console = std::fs::read(machine.console()).unwrap_or_default();
         let console = String::from_utf8_lossy(&console).into_owned();
         let lines: Vec<&str> = console.lines().collect();

@@ -145,7 +145,7 @@ impl Lab {
             let process = machine.start(artifacts)?;
             booting.push((machine, process));
         }
-        announced(&ready, &mut booting).await?;
+        announced(&ready, &mut booting, artifacts).await?;
         let mut guests = booting
             .into_iter()
             .map(|(machine, process)| Guest::new(machine, process))
@@ -250,12 +250,16 @@ fn results_directory(base: &Path, name: &str) -> Result<(PathBuf, Flock<fs::File
 }
 
 /// Waits until every booting guest announced itself; a guest that ends instead is the error.
-async fn announced(ready: &TcpListener, booting: &mut [(Machine, Process)]) -> Result<()> {
+async fn announced(
+    ready: &TcpListener,
+    booting: &mut [(Machine, Process)],
+    artifacts: &Artifacts,
+) -> Result<()> {
     let wanted: HashSet<String> = booting.iter().map(|(machine, _)| machine.name.clone()).collect();
     let deaths = async {
         let mut futures: Vec<_> = booting
             .iter_mut()
-            .map(|(machine, process)| Box::pin(Guest::died(machine, process)))
+            .map(|(machine, process)| Box::pin(Guest::died(machine, process, artifacts)))
             .collect();
         std::future::poll_fn(|context| {
             for future in &mut futures {
