@@ -7,12 +7,12 @@ use storagelink_multipath::{ProvenPath, Wwid, engine::BuildError, scsi_device, w
 use tonic::Code;
 
 use super::{
-    build_up::{ATTACH, PROVE},
+    build_up::ATTACH,
     fault::Fault,
     held::Held,
     journal::Entry,
     single::{Single, SingleDisk},
-    stage::{StageError, Work},
+    stage::{PROVE, StageError, Work},
     transport::{Attached, TransportError},
     validate::Access,
     view::Top,

@@ -25,8 +25,6 @@ use crate::{
 
 /// How long the first path may take: a login with a retry, and a scan.
 pub(super) const ATTACH: Duration = Duration::from_secs(45);
-/// Time limit of the identity check of one path.
-pub(super) const PROVE: Duration = Duration::from_secs(10);
 /// Time limit of asking every path for its size again.
 const RESIZE: Duration = Duration::from_secs(30);
 /// A file system that is this much smaller than its disk is grown when it is mounted: makers leave less unused.

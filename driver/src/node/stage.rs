@@ -4,7 +4,10 @@
 //! mount. It must never let a path in whose live identity is not the volume's, and never answer before at least one
 //! path carries I/O. A refusal takes back what this call, or a stage before it that did not end, has set up.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use storagelink_multipath::engine::ProveError;
 use tonic::Code;
@@ -12,7 +15,6 @@ use uuid::Uuid;
 
 use super::{
     Inner,
-    build_up::PROVE,
     fault::Fault,
     guard::Guard,
     held::Held,
@@ -29,6 +31,9 @@ use crate::{
     mount::MountError,
     publish_context::{ContextError, Portal},
 };
+
+/// Time limit of one look at a path, or of the proof of its identity.
+pub(super) const PROVE: Duration = Duration::from_secs(10);
 
 /// Why a volume is not staged.
 #[derive(Debug, thiserror::Error)]

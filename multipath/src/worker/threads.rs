@@ -1,5 +1,5 @@
 //! The threads themselves: each makes one call at a time, and waits a while for the next before it ends. Starting one costs more than most calls
-//! take, and the same calls come again and again: connections are looked at five times a second.
+//! take, and the same calls come again and again: connections are asked for every second at least.
 //!
 //! A call is never queued: a thread is handed one only while it waits, and a new thread is started when none does. So a call that hangs keeps
 //! its own thread, and nobody else.
