@@ -272,11 +272,11 @@ impl Guest {
         Ok(())
     }
 
-    /// Waits until QEMU ended, with the console's end as the error.
+    /// Waits until QEMU ended for good, with the console's end as the error.
     ///
     /// QEMU that aborted is started again, [`ABORTS`] times at most: its emulation of several processors fails an assertion of its own now and
     /// then while they come up (10.0.2: `iotlb_to_section`), before anything of the guest has begun.
-    pub(crate) async fn died(
+    pub(crate) async fn ended_for_good(
         machine: &Machine,
         process: &mut Process,
         artifacts: &Artifacts,

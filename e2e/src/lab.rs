@@ -259,7 +259,7 @@ async fn announced(
     let deaths = async {
         let mut futures: Vec<_> = booting
             .iter_mut()
-            .map(|(machine, process)| Box::pin(Guest::died(machine, process, artifacts)))
+            .map(|(machine, process)| Box::pin(Guest::ended_for_good(machine, process, artifacts)))
             .collect();
         std::future::poll_fn(|context| {
             for future in &mut futures {

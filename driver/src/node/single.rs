@@ -31,7 +31,7 @@ use crate::{
 /// Time limit of a look at sysfs.
 const LOOK: Duration = Duration::from_secs(10);
 /// Time limit of the identity check.
-const PROVE: Duration = Duration::from_secs(10);
+pub(super) const PROVE: Duration = Duration::from_secs(10);
 /// Time limit of writing out what is dirty.
 const FLUSH: Duration = Duration::from_secs(30);
 /// Time limit of a new look of the kernel at the disk's size.

@@ -4,10 +4,7 @@
 //! mount. It must never let a path in whose live identity is not the volume's, and never answer before at least one
 //! path carries I/O. A refusal takes back what this call, or a stage before it that did not end, has set up.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::path::{Path, PathBuf};
 
 use storagelink_multipath::engine::ProveError;
 use tonic::Code;
@@ -20,7 +17,7 @@ use super::{
     held::Held,
     journal::{Entry, JournalError},
     prepare::{Disk, PrepareError},
-    single::{Single, SingleDisk},
+    single::{PROVE, Single, SingleDisk},
     transport::TransportError,
     unstage::UnstageError,
     validate::{Access, Stage},
@@ -31,9 +28,6 @@ use crate::{
     mount::MountError,
     publish_context::{ContextError, Portal},
 };
-
-/// Time limit of one look at a path, or of the proof of its identity.
-pub(super) const PROVE: Duration = Duration::from_secs(10);
 
 /// Why a volume is not staged.
 #[derive(Debug, thiserror::Error)]

@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read, Seek, SeekFrom},
+    io,
     ops::Range,
     os::{
         fd::AsRawFd,
@@ -147,10 +147,9 @@ impl BlockDevices for KernelBlockDevices {
     }
 
     fn read_at(&self, devno: DevNo, kernel_name: &str, offset: u64, length: usize) -> io::Result<Vec<u8>> {
-        let mut file = self.open(devno, kernel_name, false, 0)?;
-        file.seek(SeekFrom::Start(offset))?;
+        let file = self.open(devno, kernel_name, false, 0)?;
         let mut data = vec![0; length];
-        file.read_exact(&mut data)?;
+        file.read_exact_at(&mut data, offset)?;
         Ok(data)
     }
 
